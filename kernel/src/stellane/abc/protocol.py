@@ -1,0 +1,147 @@
+"""The protocol contract: bytes on one side, exchanges on the other.
+
+A protocol plugin turns connections into `Exchange` objects and hands each one to the kernel
+the moment its request head is complete. It knows nothing of journals, routes or tasks; the
+kernel knows nothing of HTTP framing. Everything that answers a request (a handler, an ASGI
+app, a replay after a crash) sees only an Exchange.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stellane.config import HttpConfig, LimitsConfig
+
+Address = tuple[str, int] | None
+"""A peer or local address as ASGI writes it: (host, port); (path, 0) for a unix socket."""
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""Header fields as (name, value) byte pairs, in order; names lower case where we produce them."""
+
+
+class Exchange(abc.ABC):
+    """One request and the one answer to it.
+
+    The request side is readable at once; the body arrives through `receive`. The response side
+    is used in one of two ways: `respond` once, or `start`, any number of `send`, then `end`.
+    All methods belong to the event loop's thread.
+    """
+
+    __slots__ = ()
+
+    method: str
+    target: bytes
+    path: bytes
+    query: bytes
+    http_version: str
+    scheme: str
+    client: Address
+    server: Address
+    response_started: bool
+    response_ended: bool
+
+    @property
+    @abc.abstractmethod
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Request header fields, names lower case, received order."""
+
+    @abc.abstractmethod
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of the field `name` (given in lower case), or None."""
+
+    @abc.abstractmethod
+    async def receive(self) -> bytes:
+        """The next part of the body, or b"" when the body has ended (and ever after).
+
+        Answers `Expect: 100-continue` at the first call (RFC 9110 section 10.1.1).
+        Raises ClientDisconnected, BodyTooLarge, RemoteProtocolError.
+        """
+
+    @abc.abstractmethod
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response. Content-Length is added when `headers` has none.
+
+        Raises LocalProtocolError for a second response, an invalid status, a field with CR, LF
+        or NUL, or a Content-Length that is not the body's; nothing is sent then.
+        A client that has gone is not an error.
+        """
+
+    @abc.abstractmethod
+    def start(self, status: int, headers: Headers) -> None:
+        """Send (or hold until the first byte of body) the response head. Errors as `respond`."""
+
+    @abc.abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send a part of the response body; waits while the client reads too slowly.
+
+        Raises LocalProtocolError before `start`, after `end` or past Content-Length, and
+        ClientDisconnected once the client has gone.
+        """
+
+    @abc.abstractmethod
+    async def end(self) -> None:
+        """End the response body. Raises LocalProtocolError when Content-Length is not reached."""
+
+    @abc.abstractmethod
+    async def flushed(self) -> bool:
+        """Wait until the kernel has taken every byte sent; False when the client went first."""
+
+    @abc.abstractmethod
+    async def wait_disconnected(self) -> None:
+        """Return when the client has gone or the response has ended."""
+
+    @property
+    @abc.abstractmethod
+    def disconnected(self) -> bool:
+        """Whether the client has gone."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Cut the connection (HTTP/1.1) or reset the stream; used when a response went wrong."""
+
+
+Begin = Callable[[Exchange], None]
+"""What a protocol calls, synchronously, for each complete request head: `Spine.begin`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolStatistics:
+    """A snapshot of one protocol instance."""
+
+    connections: int
+    connections_total: int
+    exchanges_total: int
+    errors_total: int
+
+
+class Protocol(abc.ABC):
+    """A wire protocol in one worker: makes the asyncio.Protocol of each connection."""
+
+    codec: str
+
+    @abc.abstractmethod
+    def connection_factory(
+        self, begin: Begin, *, limits: LimitsConfig, http: HttpConfig, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[], asyncio.Protocol]:
+        """What `loop.create_server` takes. Call it once, on the running loop."""
+
+    @abc.abstractmethod
+    def drain(self) -> None:
+        """Close idle connections now and busy ones after the response in hand."""
+
+    @abc.abstractmethod
+    async def wait_drained(self) -> None:
+        """Return when no connection is left."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Cut every connection that is left."""
+
+    @abc.abstractmethod
+    def statistics(self) -> ProtocolStatistics:
+        """A snapshot; cheap."""

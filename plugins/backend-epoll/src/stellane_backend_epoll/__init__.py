@@ -1,0 +1,1 @@
+"""EpollBackend: an asyncio loop over Linux epoll."""

@@ -1,0 +1,1 @@
+"""LibUVBackend: the libuv event loop, through uvloop."""

@@ -1,0 +1,1 @@
+"""A segmented file journal engine."""

@@ -1,0 +1,1 @@
+"""A journal engine on RocksDB."""
