@@ -2,7 +2,9 @@
 
 The kernel owns the record envelope, the order and the checker (`stellane.recovery`); an
 engine stores bytes under gapless sequence numbers and gives them back. Calls are
-synchronous and serialised by the kernel: never two at once on one engine.
+synchronous and serialised by the kernel: never two at once on one engine. At durability
+`process` they come from the worker's loop thread, so `append` must be no more than a copy
+into the page cache; waiting for a device belongs in `sync`.
 """
 
 from __future__ import annotations
@@ -26,14 +28,11 @@ class Durability(enum.StrEnum):
 class EngineCapabilities:
     """What an engine can do.
 
-    `append_is_nonblocking`: `append` is a copy into memory or page cache, so the kernel may
-    call it on the event loop's thread. Engines that may wait for a device leave it False and
-    are called on the journal thread.
+    `concurrent_reader`: a second process may open it read-only while a writer appends.
     """
 
     durability: frozenset[Durability]
     record_bytes_max: int
-    append_is_nonblocking: bool = False
     concurrent_reader: bool = True
 
 

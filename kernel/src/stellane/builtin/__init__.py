@@ -1,0 +1,1 @@
+"""What is needed with no plugin installed."""

@@ -1,0 +1,1 @@
+"""The request journal's meaning: records, states, checks."""
