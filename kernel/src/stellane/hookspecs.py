@@ -15,7 +15,6 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
-
     from stellane.abc import Backend, JournalEngine, Probe, Protocol, RecoveryPolicy, Scheduler
     from stellane.config import Config
 
@@ -26,7 +25,8 @@ hookimpl = pluggy.HookimplMarker("stellane")
 # Called once per process by the RuntimeFactory, on the one plugin the config names for the
 # kind. `options` is an instance of the plugin's `stellane_options` msgspec.Struct, filled and
 # validated from the plugin's own table in the config ([backend.<name>], [journal.<name>], …),
-# or None when the plugin declares no options. Exactly one answer is expected.
+# or None when the plugin declares no options. Exactly one answer is expected: none at all, and
+# one from an extension beside it, are errors.
 
 
 @hookspec
@@ -88,9 +88,10 @@ def stellane_create_protocol(options: Any) -> Protocol:  # type: ignore[empty-bo
 
 @hookspec(historic=True)
 def stellane_configured(config: Config) -> None:
-    """The configuration is complete and valid. Late plugins hear it too.
+    """The configuration is complete and valid.
 
-    When: once, after the selected plugins are registered and before any part is made.
+    When: once for each plugin, as it is registered: after its probe, before it makes anything.
+    Raising refuses the configuration; the plugin is then not used.
     """
 
 
@@ -139,4 +140,3 @@ def stellane_request_dead_lettered(entry: Any, reason: str) -> None:
 def stellane_add_cli_commands(group: click.Group) -> None:
     """Add commands to `stellane`. When: as the command line starts. Where: extensions named in
     the environment variable STELLANE_CLI_EXTENSIONS (comma separated)."""
-

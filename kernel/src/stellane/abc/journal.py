@@ -1,7 +1,9 @@
 """The journal engine contract: where records are kept, not what they mean.
 
 The kernel owns the record envelope, the order and the checker (`stellane.recovery`); an
-engine stores bytes under gapless sequence numbers and gives them back. Calls are
+engine stores bytes under gapless sequence numbers and gives them back. Every record is a
+whole envelope as `stellane.recovery.record` describes it, and an engine may rely on that
+(`record.walk` finds the records in a damaged file). Calls are
 synchronous and serialised by the kernel: never two at once on one engine. At durability
 `process` they come from the worker's loop thread, so `append` must be no more than a copy
 into the page cache; waiting for a device belongs in `sync`.
@@ -52,13 +54,13 @@ class Gap:
     """Bytes an engine could not give back as records. Never hidden, never repaired.
 
     `where` is for a person (file and offset, or a key); `raw` are the bytes, if there are any.
-    `at_end` says that nothing valid follows it anywhere in the journal.
+    `acknowledged_seq` is the highest seq the engine knows it had kept here, 0 when it cannot tell.
     """
 
     where: str
     reason: str
-    raw: bytes
-    at_end: bool
+    raw: bytes = b""
+    acknowledged_seq: int = 0
 
 
 class JournalEngine(abc.ABC):
@@ -77,12 +79,15 @@ class JournalEngine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def append(self, records: Sequence[bytes], first_seq: int) -> None:
+    def append(self, records: Sequence[bytes], first_seq: int, *, reserve: bool = False) -> None:
         """Keep `records` under `first_seq`, `first_seq + 1`, …: all of them or none.
 
         On return they survive the death of this process. `first_seq` is one past the last
         appended one; anything else is a ValueError and changes nothing.
+        `reserve` says that the batch begins no request, so it may use the space an engine keeps
+        back for the end of requests when the disk is full.
         Raises JournalFull (nothing was kept, the engine stays usable) or JournalPoisoned.
+        Any other write error poisons: JournalPoisoned now and from every later append and sync.
         """
 
     @abc.abstractmethod
@@ -97,7 +102,7 @@ class JournalEngine(abc.ABC):
     def scan(self, from_seq: int = 0) -> Iterator[tuple[int, bytes] | Gap]:
         """Every kept record with seq >= `from_seq`, in order, as raw bytes, or a Gap.
 
-        Never raises for damaged content and never skips silently: what cannot be read as a
+        Released records may still appear. Never raises for damaged content and never skips silently: what cannot be read as a
         record is yielded as a Gap. The kernel's checker decides what it means.
         """
 
@@ -105,7 +110,8 @@ class JournalEngine(abc.ABC):
     def truncate(self, after_seq: int) -> None:
         """Forget every record and every stray byte after `after_seq` (a torn tail).
 
-        Called at most once, after a scan and before the first append.
+        Called at most once, after a scan and before the first append. The next append has
+        `first_seq` = `after_seq` + 1; 0 empties the journal.
         """
 
     @abc.abstractmethod

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stellane.config import HttpConfig, LimitsConfig
+    from stellane.config import Config
 
 Address = tuple[str, int] | None
 """A peer or local address as ASGI writes it: (host, port); (path, 0) for a unix socket."""
@@ -42,13 +42,10 @@ class Exchange(abc.ABC):
     scheme: str
     client: Address
     server: Address
+    headers: list[tuple[bytes, bytes]]
+    """Request header fields, names lower case, received order."""
     response_started: bool
     response_ended: bool
-
-    @property
-    @abc.abstractmethod
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Request header fields, names lower case, received order."""
 
     @abc.abstractmethod
     def header(self, name: bytes) -> bytes | None:
@@ -87,6 +84,11 @@ class Exchange(abc.ABC):
     async def end(self) -> None:
         """End the response body. Raises LocalProtocolError when Content-Length is not reached."""
 
+    @property
+    @abc.abstractmethod
+    def unsent(self) -> bool:
+        """Whether bytes of the response wait that the kernel has not taken yet."""
+
     @abc.abstractmethod
     async def flushed(self) -> bool:
         """Wait until the kernel has taken every byte sent; False when the client went first."""
@@ -115,7 +117,6 @@ class ProtocolStatistics:
 
     connections: int
     connections_total: int
-    exchanges_total: int
     errors_total: int
 
 
@@ -126,7 +127,7 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def connection_factory(
-        self, begin: Begin, *, limits: LimitsConfig, http: HttpConfig, loop: asyncio.AbstractEventLoop
+        self, begin: Begin, *, config: Config, loop: asyncio.AbstractEventLoop
     ) -> Callable[[], asyncio.Protocol]:
         """What `loop.create_server` takes. Call it once, on the running loop."""
 

@@ -12,11 +12,35 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NaturalInt = Annotated[int, Meta(ge=0)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
-Seconds = Annotated[float, Meta(ge=0)]
+COUNT_MAX = 2**31 - 1
+"""The largest count, or size in bytes of a thing held in memory, that a key takes."""
+
+SECONDS_MAX = 31_536_000
+"""The longest time a key takes, one year: event loops cannot wait for much longer."""
+
+WORKERS_MAX = 1024
+
+PositiveInt = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
+NaturalInt = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+StreamBytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+
+# RFC 9110 section 5.6.2; a method is compared as it stands, so a lower case one would match nothing
+Method = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Z-]+\Z", description="a method name in upper case")]
+FieldName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", description="a header field name")]
+FieldValue = Annotated[
+    str,
+    Meta(
+        pattern=r"^([!-~]([ -~]*[!-~])?)?\Z",
+        description="a header field value: visible ASCII characters, with spaces between them only",
+    ),
+]
+PathPrefix = Annotated[
+    str,
+    Meta(pattern=r"^(/[^\s?#]*[^\s?#/])?\Z", description='"" or a path that begins with "/" and does not end with it'),
+]
 
 
 def not_built(off: Any) -> Meta:
@@ -38,7 +62,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str = "http"
     extensions: tuple[str, ...] = ()
     """Extensions to load, in order."""
-    worker_threads: PositiveInt = 1
+    worker_threads: Annotated[int, Meta(ge=1, le=WORKERS_MAX)] = 1
     """Workers; each is one event loop (a process on ordinary CPython)."""
     worker_model: Annotated[str, choices(("auto", "process"), ("thread",))] = "auto"
     max_tasks_per_loop: PositiveInt = 1000
@@ -68,7 +92,7 @@ class RecoveryConfig(msgspec.Struct, frozen=True, kw_only=True):
     durability: Annotated[str, choices(("none", "process"), ("power",))] = "process"
     policy: str = "replay"
     """An installed recovery policy's name."""
-    methods: tuple[str, ...] = ("POST", "PUT", "PATCH", "DELETE")
+    methods: tuple[Method, ...] = ("POST", "PUT", "PATCH", "DELETE")
     """Methods journaled when a route does not say."""
     max_recovery_attempts: NaturalInt = 3
     """Replays of one request before it becomes a dead letter; 0 never replays."""
@@ -77,9 +101,9 @@ class RecoveryConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Replays running at once in one worker."""
     body_bytes_max: NaturalInt = 1_048_576
     """A larger body is not journaled: its request becomes an orphan after a crash."""
-    snapshot_bytes: Annotated[int, Meta(ge=65_536)] = 16_777_216
+    snapshot_bytes: Annotated[int, Meta(ge=65_536, le=COUNT_MAX)] = 16_777_216
     """Journal bytes after which the live requests are written anew and older records released."""
-    redact_headers: tuple[str, ...] = ()
+    redact_headers: tuple[FieldName, ...] = ()
     """Header names kept out of the journal, besides the built-in ones."""
 
 
@@ -106,10 +130,10 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A request body must make progress at least this often, or 408."""
     write_timeout_s: PositiveSeconds = 30.0
     """A client must take some of the response at least this often, or it is cut off."""
-    server_header: str = "stellane"
+    server_header: FieldValue = "stellane"
     """Value of the Server field; "" leaves it out."""
     date_header: bool = True
-    root_path: str = ""
+    root_path: PathPrefix = ""
     """ASGI root_path: the prefix a proxy has removed."""
 
 
@@ -122,7 +146,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All header fields together; larger: 431."""
     header_fields_max: Annotated[int, Meta(ge=1, le=1000)] = 100
     """More: 431."""
-    body_bytes_max: NaturalInt = 104_857_600
+    body_bytes_max: StreamBytes = 104_857_600
     """Larger: 413, before reading when Content-Length tells. 0 means no limit."""
     request_timeout_s: Seconds = 0.0
     """A handler that has not answered in time is cancelled and 504 is sent. 0 means no limit."""

@@ -1,0 +1,254 @@
+/*
+ * The bare reference server: HTTP/1.1 over epoll, one thread, one fixed answer.
+ *
+ * Every ratio of the benchmark has this program as its unit, so it does what a correct server
+ * must do for a GET and nothing more: keep-alive, pipelining, requests split at any byte, a
+ * checked request line, `Connection: close`, back-pressure when the client does not read, and
+ * a Date that is refreshed once a second (RFC 9110, RFC 9112).
+ *
+ * usage: epoll_server PORT        (127.0.0.1; 0 picks a free port; the port is printed)
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    HEAD_BYTES_MAX = 8192,  /* one request head; longer: 431 */
+    OUT_BYTES = 32768,      /* answers waiting for the socket; full: stop reading requests */
+    ANSWER_BYTES_MAX = 512, /* the longest single answer below */
+    EVENTS_MAX = 256,
+};
+
+struct connection {
+    int fd;
+    bool closing; /* close once `out` is sent */
+    bool eof;     /* the client has sent all it will send */
+    bool waiting_writable;
+    size_t in_len;
+    size_t out_start, out_len;
+    char in[HEAD_BYTES_MAX];
+    char out[OUT_BYTES];
+};
+
+static char date[64];
+static time_t date_second;
+static char hello[ANSWER_BYTES_MAX];
+static size_t hello_len;
+
+static size_t format_answer(char *to, const char *status, const char *body, const char *extra) {
+    return (size_t)snprintf(to, ANSWER_BYTES_MAX,
+                            "HTTP/1.1 %s\r\ncontent-type: text/plain\r\ncontent-length: %zu\r\n"
+                            "date: %s\r\nserver: epoll\r\n%s\r\n%s",
+                            status, strlen(body), date, extra, body);
+}
+
+static void refresh_date(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    if (now.tv_sec == date_second) return;
+    date_second = now.tv_sec;
+    struct tm parts;
+    gmtime_r(&date_second, &parts);
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &parts); /* RFC 9110 section 5.6.7 */
+    hello_len = format_answer(hello, "200 OK", "hello, world", "");
+}
+
+/* Whether `name` (with its colon) begins the line at `line`. */
+static bool field_is(const char *line, const char *end, const char *name, size_t name_len) {
+    return (size_t)(end - line) >= name_len && strncasecmp(line, name, name_len) == 0;
+}
+
+static bool value_has_close(const char *value, const char *end) {
+    for (; end - value >= 5; value++)
+        if (strncasecmp(value, "close", 5) == 0) return true;
+    return false;
+}
+
+/* Answer the request head in [head, end), which ends with an empty line; returns bytes written. */
+static size_t answer(struct connection *c, const char *head, const char *end, char *to) {
+    static const char version[] = " HTTP/1.1";
+    const char *line_end = memchr(head, '\r', (size_t)(end - head));
+    size_t line_len = (size_t)(line_end - head);
+    if (line_len < sizeof version + 1 || memcmp(line_end - (sizeof version - 1), version, sizeof version - 1) != 0) {
+        c->closing = true;
+        return format_answer(to, "400 Bad Request", "bad request line\n", "connection: close\r\n");
+    }
+    bool has_host = false, has_body = false;
+    for (const char *line = line_end + 2; line < end - 2;) {
+        const char *next = memchr(line, '\n', (size_t)(end - line));
+        switch (line[0] | 0x20) { /* one test skips most fields */
+        case 'h':
+            has_host |= field_is(line, next, "host:", 5);
+            break;
+        case 'c':
+            if (field_is(line, next, "connection:", 11)) c->closing |= value_has_close(line + 11, next);
+            has_body |= field_is(line, next, "content-length:", 15) && !field_is(line, next, "content-length: 0\r", 18);
+            break;
+        case 't':
+            has_body |= field_is(line, next, "transfer-encoding:", 18);
+            break;
+        default:
+            break;
+        }
+        line = next + 1;
+    }
+    if (!has_host || has_body) { /* a body would be read as the next request, so end here */
+        c->closing = true;
+        return has_host ? format_answer(to, "501 Not Implemented", "no request bodies here\n", "connection: close\r\n")
+                        : format_answer(to, "400 Bad Request", "no Host field\n", "connection: close\r\n");
+    }
+    if (memcmp(head, "GET ", 4) != 0) {
+        c->closing = true;
+        return format_answer(to, "405 Method Not Allowed", "GET only\n", "allow: GET\r\nconnection: close\r\n");
+    }
+    if (line_len != sizeof "GET / HTTP/1.1" - 1 || head[4] != '/')
+        return format_answer(to, "404 Not Found", "not found\n", c->closing ? "connection: close\r\n" : "");
+    if (c->closing) return format_answer(to, "200 OK", "hello, world", "connection: close\r\n");
+    memcpy(to, hello, hello_len);
+    return hello_len;
+}
+
+/* Answer every complete request in `in`, as far as `out` has room. */
+static void answer_all(struct connection *c) {
+    size_t from = 0;
+    while (!c->closing && c->out_start + c->out_len + ANSWER_BYTES_MAX <= OUT_BYTES) {
+        char *end = memmem(c->in + from, c->in_len - from, "\r\n\r\n", 4);
+        if (end == NULL) {
+            if (from == 0 && c->in_len == HEAD_BYTES_MAX) {
+                c->closing = true;
+                c->out_len += format_answer(c->out + c->out_start + c->out_len, "431 Request Header Fields Too Large",
+                                            "head too large\n", "connection: close\r\n");
+            }
+            break;
+        }
+        c->out_len += answer(c, c->in + from, end + 4, c->out + c->out_start + c->out_len);
+        from = (size_t)(end + 4 - c->in);
+    }
+    if (from == 0) return;
+    c->in_len -= from;
+    memmove(c->in, c->in + from, c->in_len);
+}
+
+/* Send what waits. False: the connection is broken. */
+static bool flush(struct connection *c) {
+    while (c->out_len > 0) {
+        ssize_t sent = send(c->fd, c->out + c->out_start, c->out_len, MSG_NOSIGNAL);
+        if (sent < 0) {
+            if (errno == EINTR) continue;
+            return errno == EAGAIN;
+        }
+        c->out_start += (size_t)sent;
+        c->out_len -= (size_t)sent;
+    }
+    c->out_start = 0;
+    return true;
+}
+
+/* Read, answer, send until the socket has no more. False: close the connection. */
+static bool serve(struct connection *c) {
+    bool socket_empty = false;
+    for (;;) {
+        answer_all(c);
+        if (!flush(c)) return false;
+        if (c->out_len > 0) return true; /* the client reads too slowly; EPOLLOUT will tell */
+        if (c->closing) return false;
+        if (c->in_len > 0 && memmem(c->in, c->in_len, "\r\n\r\n", 4) != NULL) continue; /* `out` was full */
+        if (c->eof) return false;
+        if (socket_empty) return true;
+        size_t room = HEAD_BYTES_MAX - c->in_len; /* never 0: a full buffer with no head was answered 431 */
+        ssize_t got = recv(c->fd, c->in + c->in_len, room, 0);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return errno == EAGAIN;
+        c->eof = got == 0;
+        c->in_len += (size_t)got;
+        socket_empty = (size_t)got < room; /* epoll is level-triggered, so a wrong guess costs one turn */
+    }
+}
+
+static void accept_all(int epoll_fd, int listener) {
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) return; /* EAGAIN, or a client that has gone */
+        int one = 1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        struct connection *c = calloc(1, sizeof *c);
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
+        if (c == NULL || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
+            free(c);
+            close(fd);
+            continue;
+        }
+        c->fd = fd;
+    }
+}
+
+/* Wait for room to send while something waits, for requests otherwise. */
+static void watch(int epoll_fd, struct connection *c) {
+    bool want_writable = c->out_len > 0;
+    if (want_writable == c->waiting_writable) return;
+    struct epoll_event event = {.events = want_writable ? EPOLLOUT : EPOLLIN, .data.ptr = c};
+    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+    c->waiting_writable = want_writable;
+}
+
+static int listen_on(unsigned short port) {
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int one = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof address;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, len) < 0 || listen(fd, 2048) < 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &len) < 0) {
+        perror("epoll_server: listen on 127.0.0.1");
+        exit(1);
+    }
+    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+int main(int argc, char **argv) {
+    char *rest = "";
+    long port = argc == 2 ? strtol(argv[1], &rest, 10) : -1;
+    if (port < 0 || port > 65535 || *rest != '\0') {
+        fprintf(stderr, "usage: epoll_server PORT   (0 to 65535; 0 picks a free port)\n");
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    int listener = listen_on((unsigned short)port);
+    int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}; /* NULL marks the listener */
+    if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) < 0) {
+        perror("epoll_server: epoll");
+        return 1;
+    }
+    for (;;) {
+        struct epoll_event events[EVENTS_MAX];
+        int count = epoll_wait(epoll_fd, events, EVENTS_MAX, -1);
+        refresh_date();
+        for (int i = 0; i < count; i++) {
+            struct connection *c = events[i].data.ptr;
+            if (c == NULL) {
+                accept_all(epoll_fd, listener);
+            } else if (serve(c)) {
+                watch(epoll_fd, c);
+            } else {
+                close(c->fd);
+                free(c);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+"""CPU time and placement of a server's processes, from /proc (proc_pid_stat(5))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuReading:
+    """CPU seconds used so far, user and system, by each process of a tree (all its threads)."""
+
+    seconds: dict[int, float]
+
+    def since(self, earlier: CpuReading) -> float:
+        """CPU seconds used since `earlier`. Raises RuntimeError when a process came or went between.
+
+        The time of a process that ended would be missing and the figure too good.
+        """
+        if self.seconds.keys() != earlier.seconds.keys():
+            raise RuntimeError(
+                f"the server's processes changed while it was measured: "
+                f"{sorted(earlier.seconds)} before, {sorted(self.seconds)} after"
+            )
+        return sum(self.seconds.values()) - sum(earlier.seconds.values())
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/<pid>/stat from the third on; the second may hold spaces and parentheses."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
+def process_tree(root: int) -> list[int]:
+    """`root` and all its living descendants. Raises ProcessLookupError when `root` is gone."""
+    children: dict[int, list[int]] = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children.setdefault(int(_stat_fields(int(entry.name))[1]), []).append(int(entry.name))
+    if not (PROC / str(root)).exists():
+        raise ProcessLookupError(f"process {root} is gone")
+    tree = [root]
+    for pid in tree:
+        tree.extend(children.get(pid, ()))
+    return tree
+
+
+def read_cpu(root: int) -> CpuReading:
+    """utime + stime of every process in the tree of `root`."""
+    seconds = {}
+    for pid in process_tree(root):
+        fields = _stat_fields(pid)
+        seconds[pid] = (int(fields[11]) + int(fields[12])) * TICK_S
+    return CpuReading(seconds)
+
+
+def read_written_bytes(root: int) -> int:
+    """Bytes the tree of `root` has passed to write calls, files and write()-fed sockets alike (proc_pid_io(5))."""
+    total = 0
+    for pid in process_tree(root):
+        for line in (PROC / str(pid) / "io").read_text().splitlines():
+            name, _, value = line.partition(": ")
+            if name == "wchar":
+                total += int(value)
+    return total
+
+
+def busy_seconds(cpu: int) -> float:
+    """Seconds the processor `cpu` has not been idle since boot, whoever used it; stolen time counts."""
+    for line in (PROC / "stat").read_text().splitlines():
+        name, *values = line.split()
+        if name == f"cpu{cpu}":
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(v) for v in values[:8])
+            return (user + nice + system + irq + softirq + steal) * TICK_S
+    raise LookupError(f"/proc/stat has no cpu{cpu}")
+
+
+def assert_pinned(root: int, cpu: int) -> None:
+    """Check that every thread of the tree may run on `cpu` only. Raises RuntimeError."""
+    for pid in process_tree(root):
+        for thread in (PROC / str(pid) / "task").iterdir():
+            allowed = os.sched_getaffinity(int(thread.name))
+            if allowed != {cpu}:
+                raise RuntimeError(
+                    f"thread {thread.name} of process {pid} may run on CPUs {allowed}, not only on {cpu}"
+                )
+
+
+def mapped_files(root: int) -> set[str]:
+    """Files mapped by any process of the tree: tells which shared libraries are really loaded."""
+    files = set()
+    for pid in process_tree(root):
+        for line in (PROC / str(pid) / "maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].startswith("/"):
+                files.add(fields[5])
+    return files
+
+
+@contextlib.contextmanager
+def running_on(cpu: int) -> Iterator[None]:
+    """Pin this thread to `cpu` for the block, so that a process started in it inherits the mask."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

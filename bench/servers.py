@@ -1,0 +1,145 @@
+"""Start one server, pinned, wait until it answers rightly, and take all its processes down again."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cpu import assert_pinned, mapped_files, running_on
+from bench.load import Request
+from bench.rows import Row
+
+READY_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
+SETTINGS_OF_SERVERS = ("STELLANE_", "UVICORN_", "GRANIAN_", "WEB_CONCURRENCY", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
+
+
+class ServerError(Exception):
+    """A server did not start, answered wrongly, or is not what its row says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that has answered once. `response_head` is the head of that answer."""
+
+    pid: int
+    port: int
+    response_head: str
+
+
+def check_installed(row: Row) -> None:
+    """Raise ServerError when a distribution the row needs is not installed."""
+    for name in row.distributions:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise ServerError(
+                f"row {row.name} needs {name}, which is not installed: "
+                f"pip install -r bench/requirements.txt, or choose other rows with --only"
+            ) from None
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
+    """Run the row's server on `cpu` for the block. Raises ServerError, with the server's output."""
+    with tempfile.TemporaryDirectory(prefix="stellane-bench-") as directory_name:
+        directory = Path(directory_name)
+        log = directory / "output.txt"
+        port = free_port()
+        # The directory is also the working directory, so no configuration file is picked up by chance.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS_OF_SERVERS)}
+        with log.open("wb") as output, running_on(cpu):
+            process = subprocess.Popen(
+                row.command(port, directory),
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            head = _wait_ready(process, port, row.request)
+            assert_pinned(process.pid, cpu)
+            _check_facts(row, process.pid, log.read_text(errors="replace"))
+            yield RunningServer(process.pid, port, head)
+            if process.poll() is not None:
+                raise ServerError(f"it ended by itself with status {process.returncode}")
+        except (ServerError, RuntimeError, ProcessLookupError) as error:
+            shown = log.read_text(errors="replace")[-2000:].strip() or "(nothing)"
+            raise ServerError(f"{row.name}: {error}\nThe server's output:\n{shown}") from error
+        finally:
+            _stop(process)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, request: Request) -> str:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"it ended with status {process.returncode} before it answered")
+        with contextlib.suppress(ConnectionRefusedError):
+            return ask_once(port, request)
+        time.sleep(0.02)
+    raise ServerError(f"it did not accept a connection within {READY_TIMEOUT_S} s")
+
+
+def ask_once(port: int, request: Request) -> str:
+    """Send one request on a connection of its own; return the response head.
+
+    Raises ServerError unless the answer is a 200 with the expected body.
+    """
+    body = b"x" * request.body_bytes
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    head = f"{request.method} {request.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{length}Connection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=READY_TIMEOUT_S) as connection:
+        connection.sendall(head.encode() + body)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    answer_head, _, answer_body = answer.partition(b"\r\n\r\n")
+    if not answer_head.startswith(b"HTTP/1.1 200") or answer_body != request.expected_body.encode():
+        raise ServerError(f"{request.method} {request.path} was answered {answer[:500]!r}")
+    return answer_head.decode("latin-1")
+
+
+def _check_facts(row: Row, pid: int, output: str) -> None:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    for pattern in row.says:
+        if not re.search(pattern, plain):
+            raise ServerError(f"its start-up output does not match {pattern!r}, so it may not be what the row says")
+    libraries = [path for path in mapped_files(pid) if ".so" in path]
+    for part in row.maps:
+        if not any(part in library for library in libraries):
+            raise ServerError(f"it has loaded no library whose path contains {part!r}, so it is not what the row says")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End every process of the server's group: ask, then kill."""
+    _signal_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,0 +1,202 @@
+"""The life of a request in one worker, top to bottom.
+
+1. accept     the protocol has a connection                              (protocol plugin)
+2. parse      a request head is complete: `begin` is called              (protocol plugin)
+3. admit      at most `tasks_max` run at once, as many again wait        `begin`
+4. journal    BEGIN is on record before the handler exists               `_journaled`
+5. schedule   who waits starts in the scheduler's order                  `_start_waiting`
+6. run        a real task, started eagerly, in a context of its own      `_start`
+7. respond    RESP before the first byte, DONE after the last            `_journaled`
+8. account    counters; observation that is off costs nothing            `_finished`
+
+After a crash a request read from the journal enters at step 5, through `replay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from stellane.abc import Entry, Exchange, Scheduler
+from stellane.errors import (
+    BodyTooLarge,
+    ClientDisconnected,
+    JournalError,
+    LocalProtocolError,
+    QueueFull,
+    RemoteProtocolError,
+)
+from stellane.runtime.application import Application
+
+if TYPE_CHECKING:
+    from stellane.recovery.recorder import Recorder
+
+RETRY_AFTER_S = 1
+"""What a refused client is told to wait, seconds."""
+
+_EAGER = sys.version_info >= (3, 12)
+_Task = asyncio.Task
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+_log = structlog.get_logger("stellane.spine")
+
+
+@dataclass(frozen=True, slots=True)
+class SpineStatistics:
+    """A snapshot of one worker's requests."""
+
+    running: int
+    waiting: int
+    started_total: int
+    refused_total: int
+
+
+class Spine:
+    """Runs requests. Belongs to the loop's thread."""
+
+    def __init__(
+        self,
+        application: Application,
+        scheduler: Scheduler,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        tasks_max: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._application = application
+        self._handle = application.handle
+        self._scheduler = scheduler
+        self._loop = loop
+        self._tasks_max = tasks_max
+        self._recorder = recorder
+        # Every request starts from what start-up and the lifespan left, never from another request.
+        self._context = contextvars.copy_context()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self._waiting = 0
+        self._started_total = 0
+        self._refused_total = 0
+        self._idle: asyncio.Future[None] | None = None
+
+    def begin(self, exchange: Exchange) -> None:
+        """Admit a request: start it, let it wait, or answer 503. Called by the protocol."""
+        if self._running >= self._tasks_max:
+            self._wait_or_refuse(exchange)
+            return
+        if self._recorder is not None and self._recorder.wants(exchange):
+            work = self._journaled(exchange, self._recorder)
+        else:
+            work = self._handle(exchange)
+        self._start(work)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._started_total += 1
+        if _EAGER:
+            # A handler that never suspends is finished when this returns, with no turn of the loop.
+            task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)
+            if task.done():
+                if task.cancelled() or (error := task.exception()) is None:
+                    return
+                _log_failure(error)
+                return
+        else:
+            task = self._loop.create_task(work, context=self._context.copy())
+        self._running += 1
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log_failure(error)
+        if self._waiting:
+            self._start_waiting()
+        if self._idle is not None and not self._running and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _wait_or_refuse(self, exchange: Exchange) -> None:
+        try:
+            self._scheduler.submit(Entry(exchange))
+            self._waiting += 1
+        except QueueFull:
+            self._refused_total += 1
+            _refuse(exchange, 503, b"server is busy: runtime.max_tasks_per_loop requests run and as many wait\n")
+
+    def _start_waiting(self) -> None:
+        while self._running < self._tasks_max and (entry := self._scheduler.next()) is not None:
+            self._waiting -= 1
+            if not entry.work.disconnected:
+                self.begin(entry.work)
+
+    async def _journaled(self, exchange: Exchange, recorder: Recorder) -> None:
+        try:
+            recorded = await recorder.record(exchange)
+        except ClientDisconnected:
+            return  # it was never accepted: its body had not arrived
+        except BodyTooLarge as error:
+            _refuse(exchange, 413, f"{error}\n".encode())
+            return
+        except RemoteProtocolError as error:
+            _refuse(exchange, error.status, f"{error}\n".encode())
+            return
+        except JournalError as error:
+            self._refused_total += 1
+            _log.error("request refused: the journal does not take it", error=str(error))
+            _refuse(exchange, 503, b"the request could not be journaled and was not run\n")
+            return
+        try:
+            await self._handle(recorded)
+        except asyncio.CancelledError:
+            raise  # no end on record: it is pending, and the next start replays it
+        except BaseException as error:
+            recorded.handler_raised(error)
+            raise
+        recorded.handler_returned()
+
+    def replay(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a recovered request beside the others, under the same count."""
+        self._start(work)
+
+    async def wait_idle(self) -> None:
+        """Return when no request runs or waits."""
+        while self._running:
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    def cancel(self) -> None:
+        """Cancel every request that still runs, and forget those that wait."""
+        while (entry := self._scheduler.next()) is not None:
+            self._waiting -= 1
+            entry.work.abort()
+        for task in list(self._tasks):
+            task.cancel("the worker is stopping")
+
+    def statistics(self) -> SpineStatistics:
+        """A snapshot; cheap."""
+        return SpineStatistics(
+            running=self._running,
+            waiting=len(self._scheduler),
+            started_total=self._started_total,
+            refused_total=self._refused_total,
+        )
+
+
+def _refuse(exchange: Exchange, status: int, body: bytes) -> None:
+    headers = [_TEXT, (b"connection", b"close")]
+    if status == 503:
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+    try:
+        exchange.respond(status, headers, body)
+    except LocalProtocolError:
+        exchange.abort()
+
+
+def _log_failure(error: BaseException) -> None:
+    # Applications turn what handlers raise into answers; what gets here is a fault of ours or theirs.
+    _log.error("request task failed", exc_info=error)

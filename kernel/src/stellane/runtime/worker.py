@@ -1,0 +1,252 @@
+"""One worker: one event loop, its parts, and its life from start to stop.
+
+Start: parts → resources or lifespan → journals opened and their live sets loaded → accept →
+replay beside live traffic. Stop: readiness gone, drain delay, no new connections, requests in
+hand finish, what is left is cancelled (and stays pending in the journal), resources closed,
+journals closed with CLEAN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from stellane.abc import Backend, Durability, Protocol, RecoveryPolicy
+from stellane.app.target import load_target
+from stellane.config import Config
+from stellane.config.loader import LoadedConfig, with_application_defaults
+from stellane.errors import StellaneError
+from stellane.factory import RuntimeFactory
+from stellane.recovery.context import CrashInfo
+from stellane.recovery.journal import Journal
+from stellane.recovery.recorder import Recorder
+from stellane.recovery.replay import Replayer, recover_all
+from stellane.runtime.application import Application
+from stellane.runtime.spine import Spine
+
+EXIT_STARTUP = 3
+"""Exit code when the application, a plugin or a resource fails at start-up."""
+
+_log = structlog.get_logger("stellane.worker")
+
+
+class Worker:
+    """One event loop and everything on it. `run` blocks until the worker has stopped.
+
+    `on_ready` is told the facts of the banner once connections are accepted, `on_failed` the
+    error that kept the worker from it. `listeners` are bound, listening and non-blocking.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        target: str,
+        *,
+        app_dir: str,
+        listeners: Sequence[socket.socket],
+        slot: int = 0,
+        adopt_slots: Sequence[int] = (),
+        crashes: Sequence[CrashInfo] = (),
+        on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
+        on_failed: Callable[[BaseException], None] = lambda _error: None,
+        control: socket.socket | None = None,
+    ) -> None:
+        self.slot = slot
+        self._target = target
+        self._listeners = listeners
+        self._adopt_slots = adopt_slots
+        self._crashes = crashes
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._control = control
+        self._exit_code = 0
+        self._stop = asyncio.Event()
+        self._journals: list[Journal] = []
+        self._recorder: Recorder | None = None
+        self._policy: RecoveryPolicy | None = None
+        self._replay: asyncio.Task[None] | None = None
+
+        sys.path.insert(0, app_dir)
+        self.application: Application = load_target(target)
+        loaded = with_application_defaults(loaded, {"recovery": self.application.recovery_defaults()})
+        self.config: Config = loaded.config
+        self.factory = RuntimeFactory(self.config, loaded.origins)
+        self.backend: Backend = self.factory.create_backend()
+        self.protocol: Protocol = self.factory.create_protocol()
+        self._scheduler = self.factory.create_scheduler()
+        self.factory.load_extensions()
+        if self.config.recovery.enabled and self.config.recovery.durability != Durability.NONE:
+            self._policy = self.factory.create_policy()
+            self.factory.create_journal().close()  # a missing or unusable engine ends the start here
+
+    def run(self) -> int:
+        """Run until stopped; return the exit code."""
+        self.backend.schedule(self._main())
+        self.backend.run()
+        return self._exit_code
+
+    async def _main(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        if self._control is not None:
+            self._control.setblocking(False)
+            loop.add_reader(self._control, self._supervisor_gone)
+        try:
+            await self._live()
+        except Exception as error:
+            self._exit_code = EXIT_STARTUP
+            self._on_failed(error)
+        finally:
+            self.backend.stop()
+
+    async def _live(self) -> None:
+        hook = self.factory.pm.hook
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            hook.stellane_worker_starting(worker=self)
+            stack.push_async_callback(self._shutdown_application)
+            await self.application.startup()
+            self._open_journals(loop)
+            stack.callback(self._close_journals)
+            spine = Spine(
+                self.application,
+                self._scheduler,
+                loop=loop,
+                tasks_max=self.config.runtime.max_tasks_per_loop,
+                recorder=self._recorder,
+            )
+            factory = self.protocol.connection_factory(spine.begin, config=self.config, loop=loop)
+            servers = [await self._serve(loop, factory, listener) for listener in self._listeners]
+            if self._journals:
+                self._replay = loop.create_task(recover_all([self._replayer(j, spine) for j in self._journals]))
+                self._replay.add_done_callback(_log_outcome)
+            # What start-up made lives as long as the process: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            hook.stellane_worker_started(worker=self)
+            self._on_ready(self.facts())
+            await self._stop.wait()
+            hook.stellane_worker_stopping(worker=self)
+            await self._drain(servers, spine)
+        hook.stellane_worker_stopped(worker=self)
+
+    async def _serve(
+        self, loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.Protocol], listener: socket.socket
+    ) -> asyncio.Server:
+        backlog = self.config.server.backlog
+        if listener.family == socket.AF_UNIX:
+            return await loop.create_unix_server(factory, sock=listener, backlog=backlog)
+        return await loop.create_server(factory, sock=listener, backlog=backlog)
+
+    async def _drain(self, servers: Sequence[asyncio.Server], spine: Spine) -> None:
+        shutdown = self.config.shutdown
+        await asyncio.sleep(shutdown.drain_delay_s)
+        for server in servers:
+            server.close()
+        if self._replay is not None:
+            self._replay.cancel()
+        self.protocol.drain()
+        try:
+            async with asyncio.timeout(shutdown.graceful_timeout_s):
+                await spine.wait_idle()
+                await self.protocol.wait_drained()
+        except TimeoutError:
+            running = spine.statistics().running
+            _log.warning("graceful timeout: cancelling requests", running=running, slot=self.slot)
+            spine.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(shutdown.hard_timeout_s / 2):
+                    await spine.wait_idle()
+            self.protocol.abort()
+        if self._recorder is not None:
+            await self._recorder.close()
+
+    async def _shutdown_application(self) -> None:
+        await self.application.shutdown()
+
+    # --- Recovery -------------------------------------------------------------------------------
+
+    def _open_journals(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._policy is None:
+            return
+        recovery = self.config.recovery
+        root = Path(recovery.journal_path)
+        for slot in (self.slot, *self._adopt_slots):
+            journal = Journal.open(
+                root / f"w{slot}",
+                engine_name=recovery.journal_backend,
+                engine=self.factory.create_journal(),
+                durability=recovery.durability,
+                snapshot_bytes=recovery.snapshot_bytes,
+                body_bytes_max=recovery.body_bytes_max,
+                redact_headers=recovery.redact_headers,
+            )
+            self._journals.append(journal)
+        self._recorder = Recorder(
+            self._journals[0], self._policy, self.application, loop=loop, body_bytes_max=recovery.body_bytes_max
+        )
+
+    def _replayer(self, journal: Journal, spine: Spine) -> Replayer:
+        assert self._policy is not None
+        recovery = self.config.recovery
+        return Replayer(
+            journal,
+            self._policy,
+            self.application,
+            max_attempts=recovery.max_recovery_attempts,
+            attempt_timeout_s=recovery.attempt_timeout_s,
+            concurrency=recovery.concurrency,
+            crashes=self._crashes,
+            run=spine.replay,
+            hooks=self.factory.pm.hook,
+        )
+
+    def _close_journals(self) -> None:
+        for journal in self._journals:
+            try:
+                journal.close()
+            except StellaneError as error:
+                _log.error("the journal was not closed cleanly", path=str(journal.path), error=str(error))
+
+    # --- Telling ----------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What the start-up banner says."""
+        recovery = self.config.recovery
+        why = {choice.kind: choice.why for choice in self.factory.choices}
+        return {
+            "target": self._target,
+            "application": self.application.kind,
+            "backend": next(c.name for c in self.factory.choices if c.kind == "backend"),
+            "backend_why": why["backend"],
+            "loop": self.backend.statistics().loop_class,
+            "codec": self.protocol.codec,
+            "workers": self.config.runtime.worker_threads,
+            "journal": recovery.journal_backend if self._policy is not None else "off",
+            "journal_path": recovery.journal_path,
+            "durability": recovery.durability if self._policy is not None else "none",
+            "pending": sum(len(journal.pending()) for journal in self._journals),
+        }
+
+    def _supervisor_gone(self) -> None:
+        assert self._control is not None
+        with contextlib.suppress(BlockingIOError):
+            if not self._control.recv(1):
+                _log.error("the supervisor is gone: this worker ends", slot=self.slot)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _log_outcome(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("recovery ended with an error", exc_info=error)

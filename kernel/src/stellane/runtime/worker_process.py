@@ -1,0 +1,82 @@
+"""The process around a worker: what the supervisor starts.
+
+    python -m stellane.runtime.worker_process --spec-fd N
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+import msgspec
+
+from stellane import logging
+from stellane.config import Config
+from stellane.config.loader import LoadedConfig, Origin
+from stellane.errors import StellaneError
+from stellane.runtime.placement import pin_to_cpu
+from stellane.runtime.worker import EXIT_STARTUP, Worker
+from stellane.supervisor.messages import Failed, Ready, WorkerSpec, read_spec, send_message
+from stellane.supervisor.parent_death import die_with_parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Become the worker the specification describes; return the exit code."""
+    parser = argparse.ArgumentParser(prog="stellane-worker")
+    parser.add_argument("--spec-fd", type=int, required=True, help="descriptor of the WorkerSpec")
+    spec = read_spec(parser.parse_args(argv).spec_fd)
+    die_with_parent(spec.supervisor_pid)
+    # Ctrl-C in a terminal reaches the whole group; the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    config = msgspec.convert(spec.config, Config)
+    logging.configure(config.server.log_level, config.server.log_format)
+    control = socket.socket(fileno=spec.control_fd)
+    pin_to_cpu(config, spec.slot)
+    try:
+        worker = _make(spec, config, control)
+    except Exception as error:
+        send_message(control, _failed(error))
+        return EXIT_STARTUP
+    return worker.run()
+
+
+def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
+    origins = {key: msgspec.convert(origin, Origin) for key, origin in spec.origins.items()}
+
+    def on_ready(facts: dict[str, Any]) -> None:
+        send_message(control, Ready(pid=os.getpid(), facts=facts))
+
+    def on_failed(error: BaseException) -> None:
+        send_message(control, _failed(error))
+
+    return Worker(
+        LoadedConfig(config, origins),
+        spec.target,
+        app_dir=spec.app_dir,
+        listeners=[socket.socket(fileno=fd) for fd in spec.listener_fds],
+        slot=spec.slot,
+        adopt_slots=spec.adopt_slots,
+        crashes=spec.crashes,
+        on_ready=on_ready,
+        on_failed=on_failed,
+        control=control,
+    )
+
+
+def _failed(error: BaseException) -> Failed:
+    if isinstance(error, StellaneError):
+        text = str(error)
+    else:
+        text = "".join(traceback.format_exception(error)).rstrip()
+    return Failed(kind=type(error).__name__, text=text, exit_code=EXIT_STARTUP)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

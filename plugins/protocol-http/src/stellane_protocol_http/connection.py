@@ -1,0 +1,465 @@
+"""One HTTP/1.1 connection: an asyncio.Protocol that pulls events from a codec.
+
+Phases: HEAD (waiting for, or inside, a request head), BUSY (an exchange is in hand), SKIP (its
+response has gone out before its body was read; the rest of the body is thrown away), LINGER (the
+last response has gone out; input is thrown away until the client has seen it and closes), RESUME
+(a pipelined request is parsed and starts in the loop's next turn).
+
+Requests on one connection are answered one at a time and in order: while an exchange is in
+hand, later bytes wait unparsed in the codec, and reading stops when too many wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from stellane.abc.protocol import Address
+from stellane.errors import ClientDisconnected, RemoteProtocolError
+
+from stellane_protocol_http.exchange import H1Exchange, UnusualExchange, body_timed_out, body_too_large
+from stellane_protocol_http.head_rules import METHODS
+
+if TYPE_CHECKING:
+    from stellane_protocol_http.protocol import HttpProtocol
+
+BODY_BUFFER_BYTES = 65_536
+"""Request body bytes waiting for the application before reading stops."""
+PIPELINE_BUFFER_BYTES = 65_536
+"""Bytes of later requests waiting behind the one in hand before reading stops."""
+SKIP_BYTES_MAX = 65_536
+"""Unread request body thrown away to keep a connection; more of it costs the connection."""
+GATHER_BYTES_MAX = 65_536
+"""Responses to pipelined requests gathered into one write, up to about this size."""
+LINGER_S = 2.0
+"""How long a closing connection waits for the client to take the last response, seconds."""
+_NEVER = float("inf")
+
+# Plain integers: an enum member costs more to look up than the comparison it is for.
+_HEAD, _BUSY, _SKIP, _LINGER, _RESUME = range(5)
+_SLASH = ord("/")
+
+
+class H1Connection(asyncio.Protocol):
+    """See the module's docstring. All methods run on the loop's thread."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self._protocol = protocol
+        self.loop = protocol.loop
+        self.head_writer = protocol.head_writer
+        self._rules = protocol.rules
+        self._begin = protocol.begin
+        codec = protocol.codec_in_use
+        self._codec_types = codec
+        self._codec = codec.connect()
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.client: Address = None
+        self.server: Address = None
+        self.scheme = "http"
+        self.lost = False
+        self.peer_closed = False
+        self.keeps_alive = True
+        self.deadline = _NEVER
+        self._phase = _HEAD
+        self._exchange: H1Exchange | None = None
+        self._out: bytes | None = None
+        self._head_bytes = 0
+        self._chunk_bytes = 0
+        self._head_start = b""
+        self._waiting_bytes = 0
+        self._skipped_bytes = 0
+        self._reading_paused = False
+        self._writing_paused = False
+        self._drained: asyncio.Future[None] | None = None
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
+        self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+        if not self._protocol.connection_opened(self):
+            self._refuse(RemoteProtocolError("too many connections; see runtime.max_connections", 503))
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase == _LINGER:
+            return
+        try:
+            if phase == _HEAD:
+                self._chunk_bytes = len(data)
+                self._head_bytes += self._chunk_bytes
+                self._pump(self._codec.receive_event(data))
+                if self._phase == _HEAD and self._head_bytes:
+                    self._head_incomplete(data)
+            elif phase == _RESUME or (self._exchange is not None and self._exchange.body_complete):
+                self._codec.receive_data(data)
+                self._waiting_bytes += len(data)
+                if self._waiting_bytes > PIPELINE_BUFFER_BYTES:
+                    self._pause_reading()
+            else:
+                self._pump(self._codec.receive_event(data))
+        except self._codec_types.remote_error as error:
+            self._remote_error(error)
+        except RemoteProtocolError as error:
+            self._refuse(error)
+
+    def eof_received(self) -> bool:
+        self.peer_closed = True
+        exchange = self._exchange
+        if exchange is None or self._phase != _BUSY:
+            return False
+        body_complete = exchange.body_complete
+        exchange.peer_gone()
+        # A client may close its sending side and still wait for the answer (half-close).
+        return body_complete
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = self.peer_closed = True
+        self.deadline = _NEVER
+        self._writing_paused = False
+        self._wake_writers()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.peer_gone()
+        self._protocol.connection_closed(self)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self.deadline = self._protocol.now + self._protocol.http.write_timeout_s
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._phase == _BUSY:
+            self.deadline = _NEVER
+        self._wake_writers()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _pump(self, event: Any) -> None:
+        """Handle events until the codec needs data or an exchange waits for its handler."""
+        self._out = b""
+        codec = self._codec
+        types = self._codec_types
+        need_data = types.need_data
+        request_type = types.request_type
+        try:
+            while event is not need_data:
+                kind = type(event)
+                if kind is request_type:
+                    self._request(event)
+                elif kind is types.data_type:
+                    self._body_data(event.data)
+                elif kind is types.end_type:
+                    self._body_end()
+                else:
+                    break
+                if self._phase:
+                    exchange = self._exchange
+                    if (exchange is not None and exchange.body_complete) or self._phase == _LINGER or self.lost:
+                        break  # what follows belongs to the next request, which waits its turn
+                event = codec.next_event()
+        finally:
+            out = self._out
+            self._out = None
+            if out and not self.lost:
+                self._transport.write(out)
+            if self._phase == _LINGER:
+                self._half_close()
+
+    def _request(self, head: Any) -> None:
+        rules = self._rules
+        method = METHODS.get(head.method) or rules.method(head.method)
+        # A head that shares its chunk with others is at most that chunk and what came before.
+        rules.check(head, self._head_bytes or self._chunk_bytes)
+        if head.http_version == b"1.1" and method != "HEAD" and not self._codec.should_close():
+            exchange = H1Exchange(self, method, head)
+        else:
+            exchange = UnusualExchange(self, method, head)
+            exchange.keep_alive = not self._codec.should_close()
+        if head.target[0] != _SLASH:
+            exchange.set_target(*rules.path_and_query(head, method))
+        self._head_bytes = 0
+        self._phase = _BUSY
+        self._exchange = exchange
+        if head.end_stream:
+            self._begin(exchange)
+            if self._phase == _BUSY:
+                self.deadline = _NEVER
+        else:
+            self._expect_body(head, exchange)
+            self._begin(exchange)
+
+    def _expect_body(self, head: Any, exchange: H1Exchange) -> None:
+        limit = self._protocol.body_bytes_max
+        length = head.headers.get(b"content-length")
+        if length is not None and int(length) > limit:
+            raise RemoteProtocolError(f"Content-Length is over limits.body_bytes_max = {limit}", 413)
+        exchange.expect_body(expects_continue=head.expect_continue)
+        self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+
+    def _body_data(self, data: bytes) -> None:
+        if self._phase == _SKIP:
+            self._skipped_bytes += len(data)
+            if self._skipped_bytes > SKIP_BYTES_MAX:
+                self._close()
+            return
+        exchange = self._exchange
+        assert exchange is not None
+        self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+        waiting = exchange.feed(data)
+        if exchange.body_bytes > self._protocol.body_bytes_max:
+            # The rest will not be read; whatever is answered, the connection ends with it.
+            self.keeps_alive = False
+            exchange.fail(body_too_large(self._protocol.body_bytes_max))
+        elif waiting > BODY_BUFFER_BYTES:
+            self._pause_reading()
+            self.deadline = _NEVER  # the application is the slow one now
+
+    def _body_end(self) -> None:
+        if self._phase == _SKIP:
+            self._phase = _HEAD
+            self._codec.start_next_cycle()
+            self.deadline = self._protocol.idle_deadline
+            return
+        assert self._exchange is not None
+        self.deadline = _NEVER
+        self._exchange.feed_end()
+
+    def body_taken(self, exchange: H1Exchange, waiting_bytes: int) -> None:
+        """The application took a part of the body and `waiting_bytes` are left."""
+        if exchange is self._exchange and self._reading_paused and waiting_bytes <= BODY_BUFFER_BYTES // 2:
+            self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+            self._resume_reading()
+
+    def _head_incomplete(self, data: bytes) -> None:
+        """Part of a head is there: it must grow to a whole one within its time and size."""
+        limits = self._protocol.limits
+        if self._head_bytes == len(data):
+            self._head_start = b""
+            self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+        if len(self._head_start) <= limits.request_line_bytes_max:
+            self._head_start += data
+            if b"\r\n" not in self._head_start and len(self._head_start) > limits.request_line_bytes_max:
+                raise RemoteProtocolError(
+                    f"request line over limits.request_line_bytes_max = {limits.request_line_bytes_max}", 414
+                )
+        if self._head_bytes > limits.request_line_bytes_max + limits.header_bytes_max:
+            raise RemoteProtocolError(f"header over limits.header_bytes_max = {limits.header_bytes_max}", 431)
+
+    def _remote_error(self, error: Exception) -> None:
+        exchange = self._exchange
+        if exchange is not None and self._phase == _BUSY:
+            # The body is broken: the application hears of it and still answers; then it is over.
+            self.keeps_alive = False
+            exchange.fail(RemoteProtocolError(f"request body: {error}"))
+            return
+        status = 400
+        if self._codec_types.too_large(error):
+            line_open = b"\r\n" not in self._head_start and self._head_bytes > 0
+            limits = self._protocol.limits
+            status = 414 if line_open and self._head_bytes > limits.request_line_bytes_max else 431
+        self._refuse(RemoteProtocolError(str(error), status))
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, gathered with others while events are being handled. Ignored once lost."""
+        out = self._out
+        if out is None:
+            if not self.lost:
+                self._transport.write(data)
+        elif not out:
+            self._out = data
+        elif len(out) < GATHER_BYTES_MAX:
+            self._out = out + data
+        else:
+            self._out = data
+            if not self.lost:
+                self._transport.write(out)
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has taken enough. Raises ClientDisconnected."""
+        while self._writing_paused and not self.lost:
+            await self._wait_drained()
+        if self._transport.is_closing():
+            # A failed write is reported by `connection_lost`, in the loop's next turn.
+            await asyncio.sleep(0)
+        if self.lost:
+            raise ClientDisconnected("the client went away before the response was complete")
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait in user space."""
+        return not self.lost and (bool(self._out) or self._transport.get_write_buffer_size() > 0)
+
+    async def wait_flushed(self) -> bool:
+        """Wait until the kernel has every byte; False when the connection was lost first."""
+        while self._out:
+            await asyncio.sleep(0)
+        if self.lost:
+            return False
+        if self._transport.get_write_buffer_size() == 0:
+            return True
+        # With both water marks at zero the transport tells when the last byte has left.
+        self._transport.set_write_buffer_limits(0, 0)
+        try:
+            while self._writing_paused and not self.lost:
+                await self._wait_drained()
+        finally:
+            if not self.lost:
+                self._transport.set_write_buffer_limits()
+        return not self.lost
+
+    async def _wait_drained(self) -> None:
+        if self._drained is None or self._drained.done():
+            self._drained = self.loop.create_future()
+        await asyncio.shield(self._drained)
+
+    def _wake_writers(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- between requests -----------------------------------------------------------------------
+
+    def exchange_ended(self, exchange: H1Exchange) -> None:
+        """The response is complete; go on to the next request, or close."""
+        if exchange is not self._exchange:
+            return
+        if exchange.body_complete and exchange.keep_alive and self.keeps_alive and not self.peer_closed:
+            if exchange.watched:
+                exchange.response_over()
+            if self._reading_paused:
+                self._resume_reading()
+            self._exchange = None
+            self._phase = _HEAD
+            self._codec.start_next_cycle()
+            self.deadline = self._protocol.idle_deadline
+            if self._out is None:
+                self._resume_parsing()
+            return
+        exchange.response_over()
+        if self._reading_paused:
+            self._resume_reading()
+        if self.lost:
+            return
+        if not exchange.keep_alive or not self.keeps_alive or self.peer_closed:
+            self._close()
+        else:
+            self._phase = _SKIP
+            self._exchange = None
+            self._skipped_bytes = 0
+            self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+
+    def _resume_parsing(self) -> None:
+        """The codec may hold bytes of later requests, from the same chunk or from since.
+
+        We are in the task of the handler that has just answered; the next request must not run
+        inside it, so it starts from the loop.
+        """
+        self._head_bytes = self._chunk_bytes = self._waiting_bytes
+        self._waiting_bytes = 0
+        try:
+            event = self._codec.next_event()
+        except self._codec_types.remote_error as error:
+            self._remote_error(error)
+            return
+        if event is not self._codec_types.need_data:
+            self._phase = _RESUME
+            self.loop.call_soon(self._pump_resumed, event)
+        elif self._head_bytes:
+            self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+
+    def _pump_resumed(self, event: Any) -> None:
+        if self.lost or self._phase != _RESUME:
+            return
+        self._phase = _HEAD
+        try:
+            self._pump(event)
+        except self._codec_types.remote_error as error:
+            self._remote_error(error)
+        except RemoteProtocolError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: RemoteProtocolError) -> None:
+        """Answer a request that never became an exchange, and close."""
+        self._protocol.errors_total += 1
+        body = f"{error}\n".encode()
+        head, _, _ = self.head_writer.head(error.status, [(b"content-type", b"text/plain; charset=utf-8")], len(body))
+        if error.status == 503:
+            head += b"retry-after: 1\r\n"
+        self._exchange = None
+        self.write(head + b"connection: close\r\n\r\n" + body)
+        self._close()
+
+    # --- closing ------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Close after what was written has gone out, without a reset that would destroy it."""
+        if self._phase == _LINGER:
+            return
+        self._phase = _LINGER
+        self._exchange = None
+        self.deadline = self._protocol.now + LINGER_S
+        if self._out is None:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        if self.lost:
+            return
+        if self.peer_closed or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        # Closing with unread input in the socket sends a reset, and the client would lose the
+        # answer (RFC 9112 section 9.6): end our side, throw input away, close on theirs.
+        if self._reading_paused:
+            self._resume_reading()
+        self._transport.write_eof()
+
+    def abort(self) -> None:
+        """Cut the connection at once."""
+        if not self.lost and self._transport is not None:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """Close now when idle, else after the response in hand."""
+        self.keeps_alive = False
+        if self._phase == _HEAD and not self._head_bytes and not self.lost:
+            self._close()
+
+    def expire(self) -> None:
+        """The deadline has passed; called by the protocol's tick."""
+        self.deadline = _NEVER
+        if self._phase == _LINGER or self._writing_paused:
+            self.abort()
+        elif self._phase == _HEAD:
+            if self._head_bytes:
+                timeout_s = self._protocol.http.head_timeout_s
+                self._refuse(RemoteProtocolError(f"request head not complete in {timeout_s} s", 408))
+            else:
+                self._close()
+        elif self._phase == _SKIP:
+            self._close()
+        elif self._exchange is not None and not self._exchange.body_complete:
+            self.keeps_alive = False
+            self._exchange.fail(body_timed_out(self._protocol.http.body_timeout_s))
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._reading_paused = False
+        if not self.lost and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+def _address(name: Any) -> Address:
+    """A socket name as (host, port); a unix socket's path with port 0."""
+    if isinstance(name, tuple) and len(name) >= 2:
+        return (str(name[0]), int(name[1]))
+    if isinstance(name, str) and name:
+        return (name, 0)
+    return None

@@ -1,0 +1,98 @@
+"""The HTTP protocol of one worker: its connections, their deadlines, its drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from stellane.abc import Protocol, ProtocolStatistics
+from stellane.abc.protocol import Begin
+from stellane.config import Config
+
+from stellane_protocol_http.codec import load_codec
+from stellane_protocol_http.connection import H1Connection
+from stellane_protocol_http.head_rules import HeadRules
+from stellane_protocol_http.response_head import HeadWriter
+
+TICK_S = 0.25
+"""Deadlines are looked at this often, seconds: one timer a worker instead of two a request."""
+
+
+class HttpProtocol(Protocol):
+    """HTTP/1.1 on any asyncio loop."""
+
+    def __init__(self) -> None:
+        self.codec = ""
+        self.errors_total = 0
+        self.now = 0.0
+        self.idle_deadline = 0.0
+        self._connections: set[H1Connection] = set()
+        self._connections_total = 0
+        self._draining = False
+        self._empty: asyncio.Future[None] | None = None
+        self._tick_handle: asyncio.TimerHandle | None = None
+
+    def connection_factory(
+        self, begin: Begin, *, config: Config, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[], asyncio.Protocol]:
+        self.begin = begin
+        self.loop = loop
+        self.http = config.http
+        self.limits = config.limits
+        self.body_bytes_max = config.limits.body_bytes_max or (1 << 62)
+        self._connections_max = config.runtime.max_connections
+        self.codec_in_use = load_codec(config.http.codec)
+        self.codec = self.codec_in_use.name
+        self.rules = HeadRules(config.limits)
+        self.head_writer = HeadWriter(server=config.http.server_header, date=config.http.date_header)
+        self._look_at_clock()
+        return lambda: H1Connection(self)
+
+    def connection_opened(self, connection: H1Connection) -> bool:
+        """Count a new connection; False when there are too many and it must be refused."""
+        self._connections.add(connection)
+        self._connections_total += 1
+        if self._tick_handle is None:
+            self._look_at_clock()
+            self._tick_handle = self.loop.call_later(TICK_S, self._tick)
+        if self._draining:
+            connection.keeps_alive = False
+        return len(self._connections) <= self._connections_max
+
+    def connection_closed(self, connection: H1Connection) -> None:
+        """Forget a connection that is lost."""
+        self._connections.discard(connection)
+        if not self._connections and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def drain(self) -> None:
+        self._draining = True
+        for connection in list(self._connections):
+            connection.drain()
+
+    async def wait_drained(self) -> None:
+        if self._connections:
+            self._empty = self.loop.create_future()
+            await self._empty
+
+    def abort(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+
+    def statistics(self) -> ProtocolStatistics:
+        return ProtocolStatistics(
+            connections=len(self._connections),
+            connections_total=self._connections_total,
+            errors_total=self.errors_total,
+        )
+
+    def _look_at_clock(self) -> float:
+        self.now = self.loop.time()
+        self.idle_deadline = self.now + self.http.keep_alive_s
+        return self.now
+
+    def _tick(self) -> None:
+        now = self._look_at_clock()
+        for connection in [c for c in self._connections if c.deadline <= now]:
+            connection.expire()
+        self._tick_handle = self.loop.call_later(TICK_S, self._tick) if self._connections else None

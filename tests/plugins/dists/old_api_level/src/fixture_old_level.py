@@ -1,0 +1,3 @@
+"""A backend written for API level 0."""
+
+stellane_api_level = 0
