@@ -76,7 +76,7 @@ def _stellane_row(kind: str, backend: str) -> Row:
         f"stellane {kind}, {backend}",
         lambda port, _directory: _stellane_command(target, backend, port),
         distributions=("stellane-kernel", "stellane-protocol-http"),
-        says=(rf"backend\W+{backend}\b", r"codec\W+zttp\b"),
+        says=(rf"(?m)^backend +{backend}\b", r"(?m)^codec +zttp\b"),
         maps=_stellane_maps(backend),
     )
 
@@ -128,7 +128,11 @@ def _journal_row(path: str, title: str, written_bytes_min: int, written_bytes_ma
         title,
         command,
         distributions=("stellane-kernel", "stellane-protocol-http", "stellane-journal-file"),
-        says=(rf"backend\W+{JOURNAL_BACKEND}\b", r"codec\W+zttp\b", r"journal\W+file\b", r"process\b"),
+        says=(
+            rf"(?m)^backend +{JOURNAL_BACKEND}\b",
+            r"(?m)^codec +zttp\b",
+            r"(?m)^journal +file, durability process\b",
+        ),
         maps=_stellane_maps(JOURNAL_BACKEND),
         request=Request("POST", f"/{path}", JOURNAL_BODY_BYTES),
         written_bytes_min=written_bytes_min,

@@ -104,16 +104,20 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, request: Request) -
 def ask_once(port: int, request: Request) -> str:
     """Send one request on a connection of its own; return the response head.
 
-    Raises ServerError unless the answer is a 200 with the expected body.
+    Raises ServerError unless the answer is a 200 with the expected body, and ConnectionRefusedError
+    while nobody listens.
     """
     body = b"x" * request.body_bytes
     length = f"Content-Length: {len(body)}\r\n" if body else ""
     head = f"{request.method} {request.path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{length}Connection: close\r\n\r\n"
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=READY_TIMEOUT_S) as connection:
-        connection.sendall(head.encode() + body)
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
+        try:
+            connection.sendall(head.encode() + body)
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except OSError as error:
+            raise ServerError(f"{request.method} {request.path}: {error}, after the bytes {answer[:500]!r}") from error
     answer_head, _, answer_body = answer.partition(b"\r\n\r\n")
     if not answer_head.startswith(b"HTTP/1.1 200") or answer_body != request.expected_body.encode():
         raise ServerError(f"{request.method} {request.path} was answered {answer[:500]!r}")

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from bench.cpu import read_cpu
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

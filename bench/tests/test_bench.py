@@ -6,21 +6,22 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-
 from bench.cpu import assert_pinned, process_tree, read_cpu, running_on
 from bench.http import finish, main
 from bench.load import Request
 from bench.measure import Summary, order_of_round
 from bench.report import BARS, BarResult, check_bars
 from bench.rows import Row, http_rows, select_rows
-from bench.servers import ServerError, serving
+from bench.servers import ServerError, ask_once, serving
+from click.testing import CliRunner
 
 CPU = min(os.sched_getaffinity(0))
 
@@ -114,6 +115,22 @@ def test_row_is_refused_when_the_server_answers_wrongly(build: Path) -> None:
         serving(bare_row(build, request=Request(path="/missing")), CPU),
     ):
         pass
+
+
+def test_answer_that_is_cut_off_is_the_servers_error() -> None:
+    """A reset while the first answer is read names the request, instead of ending in a traceback."""
+
+    def reset(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(1)  # the rest stays unread, so that close sends a reset
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=reset, args=(listener,))
+        thread.start()
+        with pytest.raises(ServerError, match=r"GET /: .*reset"):
+            ask_once(listener.getsockname()[1], Request())
+        thread.join(5)
 
 
 def test_row_is_refused_when_the_server_ends_at_once() -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from bench.load import LoadError, LoadResult, Request, parse_c_result, parse_wrk_output, run_c_generator
 
 CPU = min(os.sched_getaffinity(0))

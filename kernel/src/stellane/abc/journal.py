@@ -54,12 +54,14 @@ class Gap:
     """Bytes an engine could not give back as records. Never hidden, never repaired.
 
     `where` is for a person (file and offset, or a key); `raw` are the bytes, if there are any.
-    `acknowledged_seq` is the highest seq the engine knows it had kept here, 0 when it cannot tell.
+    `first_seq` and `acknowledged_seq` are the lowest and the highest seq that the engine knows it
+    had kept here, 0 when it cannot tell.
     """
 
     where: str
     reason: str
     raw: bytes = b""
+    first_seq: int = 0
     acknowledged_seq: int = 0
 
 

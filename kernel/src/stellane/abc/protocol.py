@@ -46,6 +46,8 @@ class Exchange(abc.ABC):
     """Request header fields, names lower case, received order."""
     response_started: bool
     response_ended: bool
+    journal_request_id: str | None = None
+    """The request's id when it is on record in a journal; None otherwise."""
 
     @abc.abstractmethod
     def header(self, name: bytes) -> bytes | None:

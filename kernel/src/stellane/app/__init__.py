@@ -1,1 +1,1 @@
-"""What users import."""
+"""What users import: Server, Context, Request, Response, and any ASGI app."""

@@ -114,6 +114,7 @@ class _Note:
     where: str
     reason: str
     raw: bytes
+    first_seq: int = 0
     acknowledged_seq: int = 0
 
 
@@ -140,6 +141,7 @@ class Checker:
         self._seen: Record | None = None
         self._last: Record | None = None
         self._released = 0
+        self._start = 1
 
     @property
     def last_record(self) -> Record | None:
@@ -149,7 +151,7 @@ class Checker:
     def feed(self, item: tuple[int, bytes] | Gap) -> None:
         """Take the next record or gap. Raises RecordVersionError for a record of a newer format."""
         if isinstance(item, Gap):
-            self._notes.append(_Note(item.where, item.reason, item.raw, item.acknowledged_seq))
+            self._notes.append(_Note(item.where, item.reason, item.raw, item.first_seq, item.acknowledged_seq))
             return
         seq, raw = item
         kept = self._examine(seq, raw)
@@ -169,10 +171,9 @@ class Checker:
             self._raise_acknowledged(known)
         if self._held:
             report.torn = self._tear()
-        first_seq = report.first_seq
-        if first_seq > self._released + 1:
+        if self._start > self._released + 1:
             reason = "the journal begins later than its last snapshot allows"
-            report.corruption.insert(0, Damage(self._released + 1, first_seq - 1, "start of the journal", reason))
+            report.corruption.insert(0, Damage(self._released + 1, self._start - 1, "start of the journal", reason))
         if self._last is not None:
             report.last_seq = self._last.seq
             report.last_epoch = max(report.last_epoch, self._last.epoch)
@@ -199,10 +200,7 @@ class Checker:
 
     def _place(self, kept: _Kept) -> None:
         record, seen = kept.record, self._seen
-        # What comes before the first record may have been released; only a record of the very
-        # first write (nothing acknowledged before it) shows that it was not.
-        first = 1 if record.durable_seq == 0 else record.seq
-        expected = seen.seq + 1 if seen is not None else first
+        expected = seen.seq + 1 if seen is not None else self._first_expected(record)
         if self._notes or record.seq > expected:
             damage = self._damage(expected, record.seq - 1)
             if damage.records_lost:
@@ -213,6 +211,16 @@ class Checker:
             reason = f"record {record.seq} does not follow the record {seen.seq} that is here"
             self._report.corruption.append(Damage(record.seq, record.seq - 1, f"record {record.seq}", reason))
         self._held.append(kept)
+
+    def _first_expected(self, record: Record) -> int:
+        """The seq the journal should begin with, given its first valid record.
+
+        What is missing before it may have been released, unless the engine says that it had kept
+        it, or the record is of the very first write (nothing was acknowledged before it).
+        """
+        known = next((note.first_seq for note in self._notes if note.first_seq), 0)
+        self._start = min(known or record.seq, 1 if record.durable_seq == 0 else record.seq)
+        return self._start
 
     def _damage(self, first: int, last: int) -> Damage:
         notes, self._notes = self._notes, []

@@ -57,6 +57,9 @@ class RecordType(enum.IntEnum):
     CLEAN = 12
 
 
+_TYPES = {int(type_): type_ for type_ in RecordType}
+
+
 class RecordDamageError(ValueError):
     """These bytes are not a whole, unchanged record."""
 
@@ -112,10 +115,11 @@ def decode(raw: bytes) -> Record:
         raise RecordDamageError(f"the header says {record_bytes(length)} bytes, there are {len(raw)}")
     if crc32c(memoryview(raw)[8:]) != crc:
         raise RecordDamageError("the checksum does not match")
-    if version != RECORD_VERSION or flags != 0 or type_ not in RecordType:
+    known = _TYPES.get(type_)
+    if version != RECORD_VERSION or flags != 0 or known is None:
         raise RecordVersionError(f"record {seq} has version {version}, flags {flags}, type {type_}")
     payload = raw[HEADER_BYTES : HEADER_BYTES + length]
-    return Record(RecordType(type_), seq, durable_seq, journal_id, epoch, prev_crc, crc, payload)
+    return Record(known, seq, durable_seq, journal_id, epoch, prev_crc, crc, payload)
 
 
 def seq_of(raw: bytes) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-import structlog
+from stellane.logging import get_logger
 
 from stellane.abc import Exchange, RecoveryPolicy
 from stellane.app.request_id import request_id_of
@@ -26,7 +26,7 @@ MARK_AFTER_S = 0.05
 """Idle time after which a MARK says what is acknowledged, seconds; without it damage to the
 newest records looks like a torn write."""
 
-_log = structlog.get_logger("stellane.recovery")
+_log = get_logger("stellane.recovery")
 
 
 class Recorder:

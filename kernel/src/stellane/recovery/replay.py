@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pluggy
-import structlog
+from stellane.logging import get_logger
 
 from stellane.abc import Decision, PendingRequest, RecoveryPolicy, Step
 from stellane.app.trace import parse_traceparent
@@ -26,7 +26,7 @@ from stellane.runtime.application import Application
 CREDENTIAL_STATUSES = frozenset({401, 403})
 """Answers that mean "who are you", which a request without its secrets cannot tell."""
 
-_log = structlog.get_logger("stellane.recovery")
+_log = get_logger("stellane.recovery")
 
 
 class Replayer:
@@ -144,7 +144,9 @@ class Replayer:
         if exchange.status in CREDENTIAL_STATUSES and entry.request.redacted_names and not hooked:
             # Its credentials were kept out of the journal; "not allowed" is about them, not about it.
             names = ", ".join(entry.request.redacted_names)
-            return Step(entry.entry_id, Decision.ORPHAN, f"needs what is not journaled ({names}); use an on_recover hook")
+            return Step(
+                entry.entry_id, Decision.ORPHAN, f"needs what is not journaled ({names}); use an on_recover hook"
+            )
         if exchange.status >= 500:
             error = RuntimeError(f"the handler answered {exchange.status}")
             self._journal.attempt_failed(entry, str(error))

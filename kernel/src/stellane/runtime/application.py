@@ -6,6 +6,7 @@ import abc
 from typing import Any
 
 from stellane.abc import Exchange
+from stellane.config import Config
 from stellane.recovery.context import Attempt, RecoveryContext
 
 
@@ -14,6 +15,10 @@ class Application(abc.ABC):
 
     kind: str
     """"native" or "asgi", for the banner."""
+
+    @abc.abstractmethod
+    def configure(self, config: Config) -> None:
+        """Take what concerns the application from the configuration; before `startup`."""
 
     @abc.abstractmethod
     async def startup(self) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import structlog
+from stellane.logging import get_logger
 
 from stellane.abc import Entry, Exchange, Scheduler
 from stellane.errors import (
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 RETRY_AFTER_S = 1
 """What a refused client is told to wait, seconds."""
 
-_EAGER = sys.version_info >= (3, 12)
 _Task = asyncio.Task
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
-_log = structlog.get_logger("stellane.spine")
+_log = get_logger("stellane.spine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Spine:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._started_total += 1
-        if _EAGER:
+        if sys.version_info >= (3, 12):
             # A handler that never suspends is finished when this returns, with no turn of the loop.
             task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)
             if task.done():

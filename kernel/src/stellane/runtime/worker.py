@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
+from stellane.logging import get_logger
 
 from stellane.abc import Backend, Durability, Protocol, RecoveryPolicy
 from stellane.app.target import load_target
@@ -33,11 +33,12 @@ from stellane.recovery.recorder import Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.application import Application
 from stellane.runtime.spine import Spine
+from stellane.supervisor.adoption import find_adopted_slots
 
 EXIT_STARTUP = 3
 """Exit code when the application, a plugin or a resource fails at start-up."""
 
-_log = structlog.get_logger("stellane.worker")
+_log = get_logger("stellane.worker")
 
 
 class Worker:
@@ -55,7 +56,7 @@ class Worker:
         app_dir: str,
         listeners: Sequence[socket.socket],
         slot: int = 0,
-        adopt_slots: Sequence[int] = (),
+        slots: int = 1,
         crashes: Sequence[CrashInfo] = (),
         on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
         on_failed: Callable[[BaseException], None] = lambda _error: None,
@@ -64,7 +65,7 @@ class Worker:
         self.slot = slot
         self._target = target
         self._listeners = listeners
-        self._adopt_slots = adopt_slots
+        self._slots = slots
         self._crashes = crashes
         self._on_ready = on_ready
         self._on_failed = on_failed
@@ -78,8 +79,9 @@ class Worker:
 
         sys.path.insert(0, app_dir)
         self.application: Application = load_target(target)
-        loaded = with_application_defaults(loaded, {"recovery": self.application.recovery_defaults()})
+        loaded = with_application_defaults(loaded, self.application.recovery_defaults())
         self.config: Config = loaded.config
+        self.application.configure(self.config)
         self.factory = RuntimeFactory(self.config, loaded.origins)
         self.backend: Backend = self.factory.create_backend()
         self.protocol: Protocol = self.factory.create_protocol()
@@ -182,7 +184,8 @@ class Worker:
             return
         recovery = self.config.recovery
         root = Path(recovery.journal_path)
-        for slot in (self.slot, *self._adopt_slots):
+        # Journals of slots that this run does not have belong to one of its workers each.
+        for slot in (self.slot, *find_adopted_slots(root, self.slot, self._slots)):
             journal = Journal.open(
                 root / f"w{slot}",
                 engine_name=recovery.journal_backend,

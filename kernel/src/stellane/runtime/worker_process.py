@@ -62,7 +62,7 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
         app_dir=spec.app_dir,
         listeners=[socket.socket(fileno=fd) for fd in spec.listener_fds],
         slot=spec.slot,
-        adopt_slots=spec.adopt_slots,
+        slots=spec.slots,
         crashes=spec.crashes,
         on_ready=on_ready,
         on_failed=on_failed,
@@ -71,10 +71,8 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
 
 
 def _failed(error: BaseException) -> Failed:
-    if isinstance(error, StellaneError):
-        text = str(error)
-    else:
-        text = "".join(traceback.format_exception(error)).rstrip()
+    ours = isinstance(error, StellaneError)
+    text = str(error) if ours else "".join(traceback.format_exception(error)).rstrip()
     return Failed(kind=type(error).__name__, text=text, exit_code=EXIT_STARTUP)
 
 

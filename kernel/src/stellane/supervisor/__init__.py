@@ -23,7 +23,7 @@ def serve(
     """Listen where [server] says and run `target` under a supervisor until SIGTERM or SIGINT.
 
     Blocks; main thread only. Returns the exit code (see Supervisor.run). Raises ConfigError when
-    it cannot listen or the journal directory cannot be listed.
+    it cannot listen.
     """
     with open_listeners(loaded.config.server) as listeners:
         return Supervisor(loaded, target, listeners, app_dir=app_dir, on_ready=on_ready, on_failed=on_failed).run()

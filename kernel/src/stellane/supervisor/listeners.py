@@ -12,6 +12,7 @@ import socket
 import stat
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from stellane.config import ServerConfig
 from stellane.errors import ConfigError
@@ -24,7 +25,7 @@ UDS_PATH_BYTES_MAX = 107
 PRIVILEGED_PORT_MAX = 1023
 """Ports up to here need CAP_NET_BIND_SERVICE; ip(7)."""
 
-_Address = tuple[socket.AddressFamily, tuple[str | int, ...]]
+_Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 class Listeners:
@@ -111,11 +112,11 @@ def _resolve(host: str, port: int) -> list[_Address]:
             f'server.host = "{host}" cannot be resolved ({reason}): give an IP address of this machine, '
             'such as "127.0.0.1" or "0.0.0.0", or a name that resolves to one'
         ) from error
-    unique = {(family, address): None for family, _, _, _, address in found}
+    unique: dict[_Address, None] = {(family, address): None for family, _, _, _, address in found}
     return list(unique)
 
 
-def _bind_tcp(family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int) -> socket.socket:
+def _bind_tcp(family: socket.AddressFamily, address: tuple[Any, ...], backlog: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

@@ -16,6 +16,7 @@ import socket
 from typing import Any
 
 import msgspec
+
 from stellane.recovery.context import CrashInfo
 
 LINE_BYTES_MAX = 1_048_576
@@ -46,8 +47,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     supervisor_pid: int
     crashes: list[CrashInfo]
     """How the earlier processes of this slot ended, oldest first; empty on a first start."""
-    adopt_slots: list[int]
-    """Journal slots of an earlier run with more workers, now this worker's to recover."""
     start_number: int
     """1 for the slot's first process, then one more for each replacement."""
 
@@ -116,10 +115,13 @@ class MessageReader:
     def feed(self, data: bytes) -> list[WorkerMessage]:
         """Return the messages `data` completes.
 
-        Raises msgspec.DecodeError (or its subclass ValidationError) for a line that is no
-        message, and for one longer than LINE_BYTES_MAX.
+        Raises ValueError (msgspec.DecodeError is one, UnicodeDecodeError another) for a line that
+        is no message, and for one longer than LINE_BYTES_MAX.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > LINE_BYTES_MAX:
-            raise msgspec.DecodeError(f"a line of more than {LINE_BYTES_MAX} bytes")
-        return [_message_decoder.decode(line) for line in lines]
+            raise ValueError(f"a line of more than {LINE_BYTES_MAX} bytes")
+        try:
+            return [_message_decoder.decode(line) for line in lines]
+        except RecursionError as error:
+            raise ValueError("a line nested too deep") from error

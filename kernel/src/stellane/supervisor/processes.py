@@ -8,6 +8,7 @@ debuggers need `stellane run --no-supervisor`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor.messages import WorkerSpec, write_spec
 from stellane.supervisor.oom import OomKillCounter
@@ -42,10 +44,8 @@ class WorkerProcess:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the worker itself; nothing happens when it has ended."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            return
 
     def reap(self, oom_kills: OomKillCounter) -> CrashInfo:
         """Collect the ended worker, end what it left in its process group, close its descriptors.
@@ -56,10 +56,8 @@ class WorkerProcess:
         # Until the worker is reaped it is a zombie that keeps its group's number from reuse,
         # so this cannot hit a stranger. One that left the group (setsid) is left alone.
         # PermissionError: all that is left of the group runs as another user.
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         status = self._process.wait()
         os.close(self.pidfd)
         self.control.close()
@@ -88,7 +86,7 @@ def spawn_worker(spec: WorkerSpec, command: Sequence[str] = WORKER_COMMAND) -> W
         spec = msgspec.structs.replace(spec, control_fd=theirs.fileno(), supervisor_pid=os.getpid())
         write_spec(spec, spec_fd)
         own.setblocking(False)
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - the command is ours, not a request's
             [*command, "--spec-fd", str(spec_fd)],
             stdin=subprocess.DEVNULL,
             pass_fds=(spec_fd, theirs.fileno(), *spec.listener_fds),

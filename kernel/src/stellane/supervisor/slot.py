@@ -49,7 +49,7 @@ class Slot:
     def receive(self) -> list[WorkerMessage] | None:
         """Read what the process has sent; None when its end of the socket is closed.
 
-        Raises msgspec.DecodeError for what is no message.
+        Raises ValueError for what is no message.
         """
         assert self.process is not None
         messages: list[WorkerMessage] = []

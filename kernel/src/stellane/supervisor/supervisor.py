@@ -14,14 +14,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from stellane.config import Config, LoadedConfig
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor import reports
-from stellane.supervisor.adoption import find_adopted_slots
 from stellane.supervisor.listeners import Listeners
 from stellane.supervisor.messages import Failed, Ready, WorkerSpec
 from stellane.supervisor.oom import OomKillCounter
@@ -55,8 +54,6 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Runs `runtime.worker_threads` workers until told to stop. Use once, from the main thread.
 
-    Making one raises ConfigError when the journal directory cannot be listed.
-
     Start: if a worker reports, before all have been ready once, that it cannot start, the rest
     is stopped and `run` returns its exit code; `on_failed` gets the report. A worker that dies
     without a word is started again after a back-off, then and later, without end (see
@@ -88,16 +85,10 @@ class Supervisor:
         self._worker_command = worker_command
         self._config_data: dict[str, Any] = msgspec.to_builtins(config)
         self._origins_data: dict[str, Any] = msgspec.to_builtins(loaded.origins)
-        runtime, recovery = config.runtime, config.recovery
-        slots = range(runtime.worker_threads)
-        # Once: this run makes no directories of that kind, and later it could not report an error.
-        self._adopted: list[list[int]] = [
-            find_adopted_slots(Path(recovery.journal_path), slot, len(slots)) if recovery.enabled else []
-            for slot in slots
-        ]
+        runtime = config.runtime
         self._slots = [
             Slot(number, RestartPolicy(runtime.restart_delay_s, runtime.restart_delay_s_max, runtime.restart_reset_s))
-            for number in slots
+            for number in range(runtime.worker_threads)
         ]
         self._first_ready: dict[int, Ready] = {}
         self._oom_kills = OomKillCounter()
@@ -179,7 +170,6 @@ class Supervisor:
             control_fd=-1,
             supervisor_pid=os.getpid(),
             crashes=list(slot.crashes),
-            adopt_slots=self._adopted[slot.number],
             start_number=slot.start_number,
         )
 
@@ -196,7 +186,7 @@ class Supervisor:
             return
         try:
             messages = slot.receive()
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             reports.control_broken(slot.number, process.pid, error)
             messages = None
         if messages is None:

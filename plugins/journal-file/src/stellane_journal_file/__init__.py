@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+
 from stellane.abc import JournalEngine, Probe
 from stellane.hookspecs import hookimpl
 from stellane.recovery.record import RecordType, encode
-
 from stellane_journal_file.engine import SEGMENT_BYTES, SEGMENT_BYTES_MIN, FileJournal
 
 __all__ = ["FileJournal", "Options"]

@@ -19,7 +19,6 @@ from typing import NoReturn
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked, JournalPoisoned
 from stellane.recovery.record import journal_id_of
-
 from stellane_journal_file.segment import (
     RECORDS_OFFSET,
     Header,
@@ -83,6 +82,8 @@ class FileJournal(JournalEngine):
                 self._take_lock()
                 # Listed again under the lock: the writer before us may have gone on until now.
                 self._segments = list_segments(path)
+                for draft in path.glob("*.tmp"):
+                    draft.unlink()
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}", path=path) from error
         if read_only:
@@ -196,8 +197,8 @@ class FileJournal(JournalEngine):
     # --- Opening ----------------------------------------------------------------------------------
 
     def _strangers(self) -> list[str]:
-        ours = {"LOCK", "spare.tmp"}
-        return sorted(entry.name for entry in self._path.iterdir() if entry.name not in ours)
+        names = sorted(entry.name for entry in self._path.iterdir())
+        return [name for name in names if name != "LOCK" and not name.endswith(".tmp")]
 
     def _take_lock(self) -> None:
         path = self._path / "LOCK"
@@ -259,15 +260,20 @@ class FileJournal(JournalEngine):
         content = read_segment(segment, descriptor)
         cut = [gap for gap in content.damage if not gap.raw]
         yield from (gap for gap in content.damage if gap.raw)
+        damaged = bool(content.damage)
+        # Before the first record only the header knows which ones were here.
+        next_seq = content.header.base_seq if content.header is not None else 0
         for found in content.walk():
-            if found.seq >= max(from_seq, 1):
-                yield found.seq, found.raw
-            elif not found.seq:
-                reason = "these bytes are not a record"
-                cut.append(Gap("", ""))
-                yield Gap(f"{segment.path.name} at byte {found.offset}", reason, found.raw)
-        yield from (gap for gap in cut if gap.where)
-        if cut or content.damage:
+            if found.seq:
+                next_seq = found.seq + 1
+                if found.seq >= from_seq:
+                    yield found.seq, found.raw
+            else:
+                damaged = True
+                where = f"{segment.path.name} at byte {found.offset}"
+                yield Gap(where, "these bytes are not a record", found.raw, next_seq)
+        yield from cut
+        if damaged:
             # New records go into a fresh segment, so that this one can be released whole.
             self._roll_next = True
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crc32c import crc32c
+
 from stellane.abc.journal import Gap
 from stellane.recovery.record import Found, walk
 

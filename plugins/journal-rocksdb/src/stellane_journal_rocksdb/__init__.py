@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+
 from stellane.abc import JournalEngine, Probe
 from stellane.hookspecs import hookimpl
 from stellane.recovery.record import RecordType, encode
-
 from stellane_journal_rocksdb.engine import (
     FREE_BYTES_MIN,
     WRITE_BUFFER_BYTES,

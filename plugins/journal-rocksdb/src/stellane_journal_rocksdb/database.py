@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rocksdict import AccessType, DBRecoveryMode, Options, Rdict
+
 from stellane.errors import JournalCorrupt, JournalError, JournalLocked, JournalPoisoned
 
 READER_TRIES_MAX = 5

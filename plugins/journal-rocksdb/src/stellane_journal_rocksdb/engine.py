@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
+
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
-
 from stellane_journal_rocksdb.database import error_text, is_ours_to_handle, open_reader, open_writer, poisoned
 from stellane_journal_rocksdb.high_water import HighWater, read_high_water
 
@@ -132,7 +132,7 @@ class RocksDbJournal(JournalEngine):
             yield Gap("high-water", "the file is damaged")
         elif self._kept_seq > max(previous, self._appended_seq):
             first = max(previous, self._appended_seq) + 1
-            yield Gap(f"keys {first} to {self._kept_seq}", "RocksDB dropped its end", b"", self._kept_seq)
+            yield Gap(f"keys {first} to {self._kept_seq}", "RocksDB dropped its end", b"", first, self._kept_seq)
 
     def truncate(self, after_seq: int) -> None:
         self._delete(key_of(after_seq + 1), _AFTER_ALL_KEYS)

@@ -52,6 +52,8 @@ class H1Connection(asyncio.Protocol):
         codec = protocol.codec_in_use
         self._codec_types = codec
         self._codec = codec.connect()
+        self._need_data = codec.need_data
+        self._request_type = codec.request_type
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.client: Address = None
         self.server: Address = None
@@ -107,6 +109,7 @@ class H1Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.peer_closed = True
+        self.keeps_alive = False
         exchange = self._exchange
         if exchange is None or self._phase != _BUSY:
             return False
@@ -117,6 +120,7 @@ class H1Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = self.peer_closed = True
+        self.keeps_alive = False
         self.deadline = _NEVER
         self._writing_paused = False
         self._wake_writers()
@@ -140,26 +144,19 @@ class H1Connection(asyncio.Protocol):
     def _pump(self, event: Any) -> None:
         """Handle events until the codec needs data or an exchange waits for its handler."""
         self._out = b""
-        codec = self._codec
-        types = self._codec_types
-        need_data = types.need_data
-        request_type = types.request_type
+        next_event = self._codec.next_event
+        need_data = self._need_data
         try:
             while event is not need_data:
-                kind = type(event)
-                if kind is request_type:
+                if type(event) is self._request_type:
                     self._request(event)
-                elif kind is types.data_type:
-                    self._body_data(event.data)
-                elif kind is types.end_type:
-                    self._body_end()
-                else:
+                elif not self._body_event(event):
                     break
                 if self._phase:
                     exchange = self._exchange
                     if (exchange is not None and exchange.body_complete) or self._phase == _LINGER or self.lost:
                         break  # what follows belongs to the next request, which waits its turn
-                event = codec.next_event()
+                event = next_event()
         finally:
             out = self._out
             self._out = None
@@ -190,6 +187,16 @@ class H1Connection(asyncio.Protocol):
         else:
             self._expect_body(head, exchange)
             self._begin(exchange)
+
+    def _body_event(self, event: Any) -> bool:
+        kind = type(event)
+        if kind is self._codec_types.data_type:
+            self._body_data(event.data)
+            return True
+        if kind is self._codec_types.end_type:
+            self._body_end()
+            return True
+        return False
 
     def _expect_body(self, head: Any, exchange: H1Exchange) -> None:
         limit = self._protocol.body_bytes_max
@@ -327,7 +334,7 @@ class H1Connection(asyncio.Protocol):
         """The response is complete; go on to the next request, or close."""
         if exchange is not self._exchange:
             return
-        if exchange.body_complete and exchange.keep_alive and self.keeps_alive and not self.peer_closed:
+        if exchange.body_complete and exchange.keep_alive and self.keeps_alive:
             if exchange.watched:
                 exchange.response_over()
             if self._reading_paused:
@@ -344,7 +351,7 @@ class H1Connection(asyncio.Protocol):
             self._resume_reading()
         if self.lost:
             return
-        if not exchange.keep_alive or not self.keeps_alive or self.peer_closed:
+        if not exchange.keep_alive or not self.keeps_alive:
             self._close()
         else:
             self._phase = _SKIP

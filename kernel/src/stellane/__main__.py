@@ -1,0 +1,5 @@
+"""`python -m stellane` is the `stellane` command."""
+
+from stellane.cli import main
+
+main()

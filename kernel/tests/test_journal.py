@@ -1,0 +1,571 @@
+"""The journal: what is recorded of a request, what a crash leaves of it, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stellane.abc import EntryState
+from stellane.errors import JournalError, JournalFull, JournalLocked, JournalPoisoned, JournalUnsupported
+from stellane.recovery.journal import LAZY_RECORDS_MAX, Journal, LedgerEntry
+from stellane.recovery.payload import TRACESTATE_BYTES_MAX
+from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, decode, walk
+from stellane.testing.journal_records import make_request
+from stellane.testing.plain_journal import PlainJournal
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Journal]]:
+    """Journals to close, as a crash does, when the test has ended."""
+    journals: list[Journal] = []
+    yield journals
+    for journal in journals:
+        journal.close(clean=False)
+
+
+@pytest.fixture
+def open_journal(tmp_path: Path, opened: list[Journal]) -> Any:
+    """Open the test's journal; the one opened before ends as in a crash."""
+
+    def do(engine: PlainJournal | None = None, **options: Any) -> Journal:
+        for journal in opened:
+            journal.close(clean=False)
+        journal = Journal.open(tmp_path / "w0", engine_name="plain", engine=engine or PlainJournal(), **options)
+        opened.append(journal)
+        return journal
+
+    return do
+
+
+def types_on_disk(path: Path) -> list[RecordType]:
+    """The types of the records in the file of a plain journal."""
+    return [decode(found.raw).type for found in walk((path / "w0" / "engine" / "records").read_bytes())]
+
+
+def states(journal: Journal) -> dict[int, EntryState]:
+    """Where each entry stands."""
+    return {entry.entry_id: entry.state for entry in journal.entries()}
+
+
+class FailingEngine(PlainJournal):
+    """Raises `error` from append once it is set, and counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+        self.calls = 0
+
+    def append(self, records: Sequence[bytes], first_seq: int, *, reserve: bool = False) -> None:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        super().append(records, first_seq, reserve=reserve)
+
+
+class FullEngine(PlainJournal):
+    """Has space for the ends of requests only, while `full`."""
+
+    full = False
+
+    def check_space(self) -> None:
+        if self.full:
+            raise JournalFull("no space", path=self.path)
+
+
+# --- What happens to a request ----------------------------------------------------------------
+
+
+def test_begin_is_on_record_when_it_returns(open_journal: Any, tmp_path: Path) -> None:
+    """The whole request is in the file before the handler can exist."""
+    journal = open_journal()
+    request = make_request(1, body=b"x" * 1000)
+    entry = journal.begin(request)
+    assert entry.state is EntryState.RUNNING
+    assert types_on_disk(tmp_path) == [RecordType.BEGIN]
+    journal = open_journal()
+    (found,) = journal.pending()
+    assert (found.entry_id, found.request) == (entry.entry_id, request)
+    assert found.first_received_ns == request.received_ns
+
+
+def test_what_a_crash_leaves(open_journal: Any) -> None:
+    """Requests without an end are pending; ends are kept; attempts and a started response are known."""
+    journal = open_journal()
+    entries: list[LedgerEntry] = [journal.begin(make_request(number)) for number in range(8)]
+    running, responding, done, failed, replaying, retried, dead, orphan = entries
+    journal.responding(responding, 201)
+    journal.done(done, 200, delivered=True)
+    journal.failed(failed, 500, "ValueError")
+    assert journal.attempt(replaying, "killed by signal 9") == 1
+    assert journal.attempt(retried) == 1
+    journal.attempt_failed(retried, "TimeoutError")
+    assert retried.state is EntryState.PENDING
+    assert journal.attempt(retried) == 2
+    journal.dead(dead, "gave up")
+    journal.orphan(orphan, "may not be replayed")
+    journal.flush()
+    before = states(journal)
+    assert before[replaying.entry_id] is EntryState.RECOVERING
+
+    journal = open_journal()
+    assert [entry.entry_id for entry in journal.pending()] == [
+        entry.entry_id for entry in (running, responding, replaying, retried)
+    ]
+    found = {entry.entry_id: entry for entry in journal.entries()}
+    assert done.entry_id not in found
+    assert failed.entry_id not in found
+    assert found[responding.entry_id].response_started
+    assert found[responding.entry_id].status == 201
+    assert not found[running.entry_id].response_started
+    assert [attempt.crash for attempt in found[replaying.entry_id].attempts] == ["killed by signal 9"]
+    assert [attempt.error for attempt in found[retried.entry_id].attempts] == ["TimeoutError", ""]
+    assert (found[dead.entry_id].state, found[dead.entry_id].reason) == (EntryState.DEAD, "gave up")
+    assert journal.entries(EntryState.ORPHAN) == [found[orphan.entry_id]]
+    assert journal.attempt(found[retried.entry_id]) == 3
+
+
+def test_an_attempt_is_on_record_before_it_runs(open_journal: Any) -> None:
+    """A process that dies in its attempt has used it up."""
+    journal = open_journal()
+    journal.begin(make_request(1))
+    for number in (1, 2, 3):
+        journal = open_journal()
+        (entry,) = journal.pending()
+        assert journal.attempt(entry) == number
+
+
+def test_the_end_is_lazy(open_journal: Any, tmp_path: Path) -> None:
+    """done writes nothing by itself; the next append or flush writes it, in order."""
+    journal = open_journal()
+    first, second = journal.begin(make_request(1)), journal.begin(make_request(2))
+    journal.done(first, 200, delivered=True)
+    assert types_on_disk(tmp_path) == [RecordType.BEGIN, RecordType.BEGIN]
+    journal.responding(second, 200)
+    journal.done(second, 200, delivered=False)
+    journal.flush()
+    written = [RecordType.BEGIN, RecordType.BEGIN, RecordType.DONE, RecordType.RESP, RecordType.DONE]
+    assert types_on_disk(tmp_path) == written
+    journal.flush()
+    assert types_on_disk(tmp_path) == written
+
+
+def test_a_lost_end_costs_a_replay_and_nothing_else(open_journal: Any) -> None:
+    """A crash between the answer and the lazy DONE leaves the request pending."""
+    journal = open_journal()
+    entry = journal.begin(make_request(1))
+    journal.responding(entry, 200)
+    journal.done(entry, 200, delivered=True)
+    (pending,) = open_journal().pending()
+    assert pending.response_started
+
+
+def test_ends_held_back_are_bounded(open_journal: Any, tmp_path: Path) -> None:
+    """More than LAZY_RECORDS_MAX of them are written without a flush."""
+    journal = open_journal()
+    entries = [journal.begin(make_request(number)) for number in range(LAZY_RECORDS_MAX + 1)]
+    for entry in entries[:-1]:
+        journal.done(entry, 200, delivered=True)
+    assert RecordType.DONE not in types_on_disk(tmp_path)
+    journal.done(entries[-1], 200, delivered=True)
+    assert types_on_disk(tmp_path).count(RecordType.DONE) == LAZY_RECORDS_MAX + 1
+
+
+def test_a_large_body_is_left_out_whole(open_journal: Any) -> None:
+    """A body of body_bytes_max is kept, one byte more is omitted, never a part of it."""
+    journal = open_journal(body_bytes_max=1000)
+    kept = journal.begin(make_request(1, body=b"x" * 1000))
+    omitted = journal.begin(make_request(2, body=b"x" * 1001))
+    assert not kept.request.body_omitted
+    assert (omitted.request.body, omitted.request.body_omitted, omitted.request.body_bytes) == (b"", True, 1001)
+    found = {entry.entry_id: entry.request for entry in open_journal().entries()}
+    assert len(found[kept.entry_id].body) == 1000
+    assert found[omitted.entry_id].body_omitted
+
+
+def test_a_long_tracestate_is_left_out(open_journal: Any) -> None:
+    """TRACESTATE_BYTES_MAX characters are kept, one more is dropped with the traceparent staying."""
+    journal = open_journal()
+    for length, kept in ((TRACESTATE_BYTES_MAX, True), (TRACESTATE_BYTES_MAX + 1, False)):
+        request = make_request(1)
+        request.tracestate = "x" * length
+        entry = journal.begin(request)
+        assert (entry.request.tracestate is not None) is kept
+        assert entry.request.traceparent
+
+
+def test_a_huge_head_is_refused(open_journal: Any, tmp_path: Path) -> None:
+    """More than OVERHEAD_BYTES_MAX besides the body is a ValueError, and nothing is written."""
+    journal = open_journal()
+    request = make_request(1)
+    request.headers = [(b"x", b"v" * OVERHEAD_BYTES_MAX)]
+    with pytest.raises(ValueError, match=str(OVERHEAD_BYTES_MAX)):
+        journal.begin(request)
+    assert types_on_disk(tmp_path) == []
+    journal.begin(make_request(2))
+
+
+def test_mark_acknowledges_once(open_journal: Any, tmp_path: Path) -> None:
+    """One MARK after new records, none when there is nothing new."""
+    journal = open_journal()
+    journal.begin(make_request(1))
+    journal.mark()
+    journal.mark()
+    assert types_on_disk(tmp_path) == [RecordType.BEGIN, RecordType.MARK]
+
+
+# --- Opening and closing ----------------------------------------------------------------------
+
+
+def test_epochs_grow_with_every_writer(open_journal: Any) -> None:
+    """A writer that wrote something is followed by one of a higher epoch."""
+    epochs = []
+    for _ in range(3):
+        journal = open_journal()
+        journal.begin(make_request(1))
+        epochs.append(journal.epoch)
+    assert epochs == [1, 2, 3]
+
+
+def test_clean_is_told_from_a_crash(open_journal: Any) -> None:
+    """close leaves CLEAN as the last record; a crash does not."""
+    journal = open_journal()
+    journal.done(journal.begin(make_request(1)), 200, delivered=True)
+    journal.close()
+    journal.close()
+    journal = open_journal()
+    assert journal.report.clean
+    assert journal.entries() == []
+    journal.begin(make_request(2))
+    assert not open_journal().report.clean
+
+
+def test_a_closed_journal_takes_nothing(open_journal: Any) -> None:
+    """A JournalError, not a lost request."""
+    journal = open_journal()
+    journal.close()
+    with pytest.raises(JournalError, match="closed"):
+        journal.begin(make_request(1))
+
+
+def test_a_second_writer_is_refused(open_journal: Any, tmp_path: Path) -> None:
+    """Two servers on one journal: JournalLocked, and the first is not disturbed."""
+    journal = open_journal()
+    with pytest.raises(JournalLocked):
+        Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal())
+    journal.begin(make_request(1))
+
+
+def test_a_reader_changes_nothing(open_journal: Any, tmp_path: Path) -> None:
+    """It sees every entry, finished ones too, beside the writer, and every file stays as it was."""
+    journal = open_journal()
+    first, second = journal.begin(make_request(1)), journal.begin(make_request(2))
+    journal.done(first, 200, delivered=True)
+    journal.flush()
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    reader = Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal(), read_only=True)
+    assert states(reader) == {first.entry_id: EntryState.DONE, second.entry_id: EntryState.RUNNING}
+    with pytest.raises(JournalError, match="reading only"):
+        reader.begin(make_request(3))
+    reader.close()
+    assert files() == before
+    journal.begin(make_request(4))
+
+
+def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
+    """Neither read_only nor create=False leaves anything behind."""
+    for options in ({"read_only": True}, {"create": False}):
+        with pytest.raises(JournalError, match="no journal here"):
+            Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal(), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_power_is_not_built_yet(tmp_path: Path) -> None:
+    """A durability that cannot be kept is refused, not promised."""
+    with pytest.raises(JournalUnsupported, match="not built yet"):
+        Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal(), durability="power")
+
+
+# --- Failures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "input/output error"), RuntimeError("engine bug"), JournalPoisoned("by the engine")]
+)
+def test_one_failed_write_poisons_for_good(open_journal: Any, error: Exception) -> None:
+    """After it the engine is not called again, whatever it would say; ending a request does not raise."""
+    engine = FailingEngine()
+    journal = open_journal(engine)
+    entry = journal.begin(make_request(1))
+    engine.error = error
+    with pytest.raises(JournalPoisoned):
+        journal.begin(make_request(2))
+    engine.error = None
+    calls = engine.calls
+    for call in (
+        lambda: journal.begin(make_request(3)),
+        lambda: journal.responding(entry, 200),
+        lambda: journal.attempt(entry),
+        lambda: journal.dead(entry, ""),
+        journal.flush,
+        journal.mark,
+        journal.snapshot,
+    ):
+        with pytest.raises(JournalPoisoned):
+            call()
+    journal.done(entry, 200, delivered=True)
+    journal.close()
+    assert engine.calls == calls
+    assert journal.poisoned is error
+    assert journal.statistics().poisoned
+
+
+def test_an_interrupt_in_the_middle_of_a_write_poisons(open_journal: Any) -> None:
+    """It is raised as it is, but what the engine kept is unknown."""
+    engine = FailingEngine()
+    journal = open_journal(engine)
+    engine.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        journal.begin(make_request(1))
+    engine.error = None
+    with pytest.raises(JournalPoisoned):
+        journal.begin(make_request(2))
+
+
+def test_a_failed_release_poisons(open_journal: Any) -> None:
+    """Any engine call that fails is a write that failed."""
+
+    class Unreleasing(PlainJournal):
+        def release(self, upto_seq: int) -> None:
+            raise OSError(errno.EIO, "input/output error")
+
+    journal = open_journal(Unreleasing())
+    with pytest.raises(JournalPoisoned):
+        journal.snapshot()
+    with pytest.raises(JournalPoisoned):
+        journal.begin(make_request(1))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_does_not_poison(open_journal: Any, number: int) -> None:
+    """An engine that lets ENOSPC or EDQUOT through means full, and the next request may fit."""
+    engine = FailingEngine()
+    journal = open_journal(engine)
+    engine.error = OSError(number, "no space")
+    with pytest.raises(JournalFull):
+        journal.begin(make_request(1))
+    engine.error = None
+    assert journal.begin(make_request(2)).entry_id == 1
+
+
+def test_on_a_full_disk_requests_still_end(open_journal: Any) -> None:
+    """A refused BEGIN does not hold up the endings before it, and takes no seq."""
+    engine = FullEngine()
+    journal = open_journal(engine)
+    first, second = journal.begin(make_request(1)), journal.begin(make_request(2))
+    engine.full = True
+    journal.done(first, 200, delivered=True)
+    with pytest.raises(JournalFull):
+        journal.begin(make_request(3))
+    journal.attempt(second)
+    journal.dead(second, "enough")
+    engine.full = False
+    third = journal.begin(make_request(4))
+    assert states(open_journal()) == {second.entry_id: EntryState.DEAD, third.entry_id: EntryState.PENDING}
+
+
+# --- Snapshots --------------------------------------------------------------------------------
+
+
+def test_snapshots_keep_every_live_entry_and_bound_the_file(open_journal: Any, tmp_path: Path) -> None:
+    """Through hundreds of snapshots no entry, state or attempt is lost, and the file stays small."""
+    journal = open_journal(snapshot_bytes=2000)
+    expected = {}
+    largest = 0
+    for number in range(600):
+        entry = journal.begin(make_request(number, body=b"x" * (number % 300)))
+        if number % 40 == 0:
+            journal.attempt(entry, "killed by signal 9")
+        if number % 60 == 1:
+            journal.dead(entry, f"dead {number}")
+        elif number % 60 == 2:
+            journal.orphan(entry, f"orphan {number}")
+        elif number % 40:
+            journal.responding(entry, 200)
+            journal.done(entry, 200, delivered=True)
+            continue
+        expected[entry.entry_id] = (entry.request, entry.state, len(entry.attempts), entry.reason)
+        largest = max(largest, (tmp_path / "w0" / "engine" / "records").stat().st_size)
+    statistics = journal.statistics()
+    assert statistics.snapshots_total > 20
+    assert largest < 3 * statistics.live_bytes + 20_000
+    journal.flush()
+    found = {
+        entry.entry_id: (entry.request, entry.state, len(entry.attempts), entry.reason)
+        for entry in open_journal().entries()
+    }
+    lost_state = {EntryState.RECOVERING: EntryState.PENDING, EntryState.RUNNING: EntryState.PENDING}
+    assert found == {
+        key: (request, lost_state.get(state, state), attempts, reason)
+        for key, (request, state, attempts, reason) in expected.items()
+    }
+
+
+def test_a_crash_anywhere_in_a_snapshot_is_harmless(
+    open_journal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step of a snapshot the files give the same entries."""
+    monkeypatch.setattr("stellane.recovery.journal.SNAPSHOT_BATCH_BYTES", 300)
+    copies: list[Path] = []
+
+    class Copying(PlainJournal):
+        copying = False
+
+        def copy(self) -> None:
+            if self.copying:
+                copies.append(tmp_path / f"copy-{len(copies)}")
+                shutil.copytree(tmp_path / "w0", copies[-1])
+
+        def append(self, records: Sequence[bytes], first_seq: int, *, reserve: bool = False) -> None:
+            super().append(records, first_seq, reserve=reserve)
+            self.copy()
+
+        def release(self, upto_seq: int) -> None:
+            super().release(upto_seq)
+            self.copy()
+
+    engine = Copying()
+    journal = open_journal(engine)
+    for number in range(10):
+        entry = journal.begin(make_request(number, body=b"x" * 100))
+        if number % 3 == 0:
+            journal.done(entry, 200, delivered=True)
+        elif number % 3 == 1:
+            journal.attempt(entry)
+    journal.flush()
+    engine.copying = True
+    journal.snapshot()
+    engine.copying = False
+    expected = [(entry.entry_id, entry.request, entry.attempts) for entry in journal.entries()]
+    assert len(copies) > 6
+    for copy in copies:
+        opened = Journal.open(copy, engine_name="plain", engine=PlainJournal())
+        assert [(entry.entry_id, entry.request, entry.attempts) for entry in opened.pending()] == expected
+        assert opened.report.corruption == []
+        opened.close()
+
+
+def test_a_journal_of_nothing_but_live_entries_is_not_rewritten_all_the_time(open_journal: Any) -> None:
+    """A snapshot waits until twice the live bytes have been written since the last one."""
+    journal = open_journal(snapshot_bytes=1000)
+    for number in range(500):
+        journal.begin(make_request(number))
+    assert journal.statistics().snapshots_total <= 12
+
+
+# --- Damage -----------------------------------------------------------------------------------
+
+
+def damage(tmp_path: Path, seq: int) -> bytes:
+    """Flip a bit in the record `seq` of the plain journal's file; the record's damaged bytes."""
+    file = tmp_path / "w0" / "engine" / "records"
+    content = bytearray(file.read_bytes())
+    for found in walk(bytes(content)):
+        if found.seq == seq:
+            content[found.offset + 60] ^= 1
+            file.write_bytes(content)
+            return bytes(content[found.offset : found.offset + len(found.raw)])
+    raise AssertionError(f"there is no record {seq}")
+
+
+def test_a_torn_tail_is_removed_and_kept_aside(open_journal: Any, tmp_path: Path) -> None:
+    """The last record cut short: reported, copied to quarantine, and the journal goes on."""
+    journal = open_journal()
+    kept, torn = journal.begin(make_request(1)), journal.begin(make_request(2))
+    journal.close(clean=False)
+    file = tmp_path / "w0" / "engine" / "records"
+    os.truncate(file, file.stat().st_size - 8)
+    remains = file.read_bytes()[-100:]
+    journal = open_journal()
+    report = journal.report
+    assert report.corruption == []
+    assert report.torn is not None
+    assert report.torn.first_seq == torn.entry_id
+    assert b"".join(path.read_bytes() for path in report.quarantined if path.suffix == ".bin").endswith(remains)
+    added = journal.begin(make_request(3))
+    journal = open_journal()
+    assert (journal.report.torn, journal.report.corruption) == (None, [])
+    assert list(states(journal)) == [kept.entry_id, added.entry_id]
+
+
+def test_corruption_is_reported_kept_aside_and_left_behind(open_journal: Any, tmp_path: Path) -> None:
+    """A damaged record in the middle: later ones are kept, the loss is named, the raw bytes are in
+    quarantine, and the next opening finds a whole journal."""
+    journal = open_journal()
+    first, lost, last = (journal.begin(make_request(number)) for number in range(3))
+    journal.dead(first, "gave up")
+    journal.close(clean=False)
+    raw = damage(tmp_path, lost.entry_id)
+    journal = open_journal()
+    report = journal.report
+    assert report.lost == [(lost.entry_id, lost.entry_id)]
+    assert report.torn is None
+    assert raw in [path.read_bytes() for path in report.quarantined]
+    assert states(journal) == {first.entry_id: EntryState.DEAD, last.entry_id: EntryState.PENDING}
+    journal = open_journal()
+    assert (journal.report.torn, journal.report.corruption) == (None, [])
+    assert states(journal) == {first.entry_id: EntryState.DEAD, last.entry_id: EntryState.PENDING}
+
+
+def test_after_a_mark_damage_to_the_newest_record_is_corruption(open_journal: Any, tmp_path: Path) -> None:
+    """Without the mark it looks torn; with it it is known to have been acknowledged."""
+    for mark in (False, True):
+        journal = open_journal()
+        entry = journal.begin(make_request(1))
+        if mark:
+            journal.mark()
+        journal.close(clean=False)
+        damage(tmp_path, entry.entry_id)
+        report = open_journal().report
+        assert (report.torn is None) is mark
+        assert (report.lost == [(entry.entry_id, entry.entry_id)]) is mark
+
+
+def test_a_torn_writers_epoch_is_not_used_again(open_journal: Any, tmp_path: Path) -> None:
+    """Its attempts may have run with fencing tokens of that epoch."""
+    journal = open_journal()
+    journal.begin(make_request(1))
+    journal = open_journal()
+    assert journal.epoch == 2
+    (entry,) = journal.pending()
+    journal.done(entry, 200, delivered=True)
+    second = journal.begin(make_request(2)).entry_id
+    journal.close(clean=False)
+    damage(tmp_path, second - 1)
+    journal = open_journal()
+    assert journal.report.torn is not None
+    assert journal.epoch == 3
+
+
+def test_a_bad_quarantine_stops_the_repair(open_journal: Any, tmp_path: Path) -> None:
+    """Nothing is removed while its copy cannot be made."""
+    journal = open_journal()
+    journal.begin(make_request(1))
+    entry = journal.begin(make_request(2))
+    journal.close(clean=False)
+    damage(tmp_path, entry.entry_id)
+    before = (tmp_path / "w0" / "engine" / "records").read_bytes()
+    (tmp_path / "w0" / "quarantine").rmdir()
+    (tmp_path / "w0" / "quarantine").write_bytes(b"in the way")
+    with pytest.raises(JournalError):
+        open_journal()
+    assert (tmp_path / "w0" / "engine" / "records").read_bytes() == before

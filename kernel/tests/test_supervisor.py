@@ -1,0 +1,548 @@
+"""The supervisor with real processes: a real driver process, real workers, real deaths.
+
+The workers are a script of this file rather than stellane.runtime: they speak the supervisor's
+protocol and answer lines on the listener they were given, and die when told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from stellane.config import Config, RuntimeConfig, ShutdownConfig
+from stellane.supervisor.oom import find_counter_file
+
+DEADLINE_S = 15.0
+
+WORKER = r"""
+import ctypes, importlib, json, os, signal, socket, sys, threading, time
+
+from stellane.supervisor.messages import Failed, Ready, read_spec, send_message
+from stellane.supervisor.parent_death import die_with_parent
+import msgspec
+
+spec = read_spec(int(sys.argv[-1]))
+die_with_parent(spec.supervisor_pid)
+behaviour, _, detail = spec.target.partition(":")
+control = socket.socket(fileno=spec.control_fd)
+if behaviour == "die":
+    os._exit(7)
+if behaviour == "fail" and (spec.start_number, spec.slot) in ((int(detail), 0),):
+    send_message(control, Failed(kind="TargetError", text="nothing to serve", exit_code=3))
+    sys.exit(3)
+if behaviour == "import":
+    sys.path.insert(0, spec.app_dir)
+    importlib.import_module(detail)
+hold = []
+busy = 0
+
+def stop(*_):
+    if behaviour == "stubborn":
+        return
+    listener.close()
+    while busy:
+        time.sleep(0.01)
+    os._exit(5 if behaviour == "sour" else 0)
+
+def answer(connection):
+    global busy
+    with connection, connection.makefile("rw") as stream:
+        for line in stream:
+            busy += 1
+            verb, _, rest = line.strip().partition(" ")
+            if verb == "who":
+                said = msgspec.to_builtins(spec) | {"pid": os.getpid(), "pgid": os.getpgid(0), "config": None}
+            elif verb == "slow":
+                time.sleep(float(rest))
+                said = "slept"
+            elif verb == "exit":
+                os._exit(int(rest))
+            elif verb == "fork":
+                said = os.fork() or time.sleep(600)
+            elif verb == "babble":
+                control.sendall(b"not a message\n")
+                said = "babbled"
+            elif verb == "eat":
+                while True:
+                    hold.append(bytearray(os.urandom(1)) * 8_000_000)
+            stream.write(json.dumps(said) + "\n")
+            stream.flush()
+            busy -= 1
+
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop).start())
+listener = socket.socket(fileno=spec.listener_fds[0])
+listener.setblocking(True)
+send_message(control, Ready(pid=os.getpid(), facts={"slot": spec.slot, "codec": "lines"}))
+
+def accept():
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+threading.Thread(target=accept, daemon=True).start()
+while True:
+    signal.pause()
+"""
+
+DRIVER = r"""
+import contextlib, json, os, sys
+import msgspec
+from stellane import logging
+from stellane.config import Config, LoadedConfig
+from stellane.supervisor import Supervisor, open_listeners, supervisor as module
+
+config = msgspec.json.decode(sys.argv[1], type=Config)
+target, app_dir, command = sys.argv[2], sys.argv[3], sys.argv[4:]
+logging.configure("info", "json")
+
+def say(word, value):
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"said": word, "value": value}), flush=True)
+
+spawn, starts = module.spawn_worker, []
+
+def recorded_spawn(spec, command):
+    still_there = [crash.pid for crash in spec.crashes if os.path.exists(f"/proc/{crash.pid}")]
+    say("spawn", {"slot": spec.slot, "unreaped": still_there})
+    return spawn(spec, command)
+
+module.spawn_worker = recorded_spawn
+with open_listeners(config.server) as listeners:
+    say("port", listeners.sockets[0].getsockname()[1])
+    supervisor = Supervisor(
+        LoadedConfig(config, {}), target, listeners, app_dir=app_dir, worker_command=command,
+        on_ready=lambda started: say("ready", msgspec.to_builtins(started)),
+        on_failed=lambda failed: say("failed", failed.text),
+    )
+    sys.exit(supervisor.run())
+"""
+
+
+def poll(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Wait until `condition` is true and return its value."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """A zombie is dead: in a container nobody may be there to reap an orphan."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class Site:
+    """One running driver: its process, its log, connections to its workers."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """Log lines whose event, and driver's sayings whose word, begin like this."""
+        found = []
+        for line in self._log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("event", entry.get("said", "")).startswith(event):
+                    found.append(entry)
+        return found
+
+    def wait_line(self, event: str, count: int = 1) -> dict[str, Any]:
+        def seen() -> dict[str, Any] | None:
+            found = self.lines(event)
+            return found[count - 1] if len(found) >= count else None
+
+        try:
+            entry: dict[str, Any] = poll(seen, f"{count} x {event!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._log.read_text()}") from None
+        return entry
+
+    @property
+    def port(self) -> int:
+        port: int = self.wait_line("port")["value"]
+        return port
+
+    def ask(self, line: str, timeout_s: float = DEADLINE_S) -> Any:
+        """Send one line over a new connection; None when the worker dies before it answers."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as client:
+            client.sendall(line.encode() + b"\n")
+            try:
+                answer = client.makefile().readline()
+            except ConnectionResetError:
+                return None
+        return json.loads(answer) if answer else None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
+        return self.process.wait(timeout_s)
+
+    def pids(self) -> list[int]:
+        """Of the first workers, by slot."""
+        return [worker["pid"] for worker in self.wait_line("ready")["value"]["workers"]]
+
+
+Launch = Callable[..., Site]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Start a driver; whatever is left of it is killed at the end."""
+    sites: list[Site] = []
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "driver.py").write_text(DRIVER)
+
+    def start(
+        target: str = "serve",
+        *,
+        runtime: dict[str, Any] | None = None,
+        shutdown: dict[str, Any] | None = None,
+        command: list[str] | None = None,
+        prefix: tuple[str, ...] = (),
+        wait_ready: bool = True,
+    ) -> Site:
+        config = Config(
+            server=msgspec.structs.replace(Config().server, port=0),
+            runtime=RuntimeConfig(**{"restart_delay_s": 0.05, "restart_delay_s_max": 0.4} | (runtime or {})),
+            shutdown=ShutdownConfig(**{"graceful_timeout_s": 5.0} | (shutdown or {})),
+        )
+        worker = command or [sys.executable, str(tmp_path / "worker.py")]
+        driver = [sys.executable, str(tmp_path / "driver.py")]
+        log = tmp_path / "log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*prefix, *driver, msgspec.json.encode(config).decode(), target, str(tmp_path), *worker],
+                stdout=out,
+                stderr=out,
+                text=True,
+                start_new_session=True,
+            )
+        site = Site(process, log)
+        sites.append(site)
+        if wait_ready:
+            site.wait_line("ready")
+        return site
+
+    yield start
+    for site in sites:
+        if site.process.poll() is None:
+            os.killpg(site.process.pid, signal.SIGKILL)
+        site.process.wait()
+
+
+def test_ready_is_reported_once_with_every_worker_in_order(launch: Launch) -> None:
+    site = launch(runtime={"worker_threads": 2})
+    started = site.wait_line("ready")["value"]
+    assert started["addresses"] == [f"http://127.0.0.1:{site.port}"]
+    assert [worker["facts"] for worker in started["workers"]] == [{"slot": n, "codec": "lines"} for n in (0, 1)]
+    os.kill(site.pids()[0], signal.SIGKILL)
+    site.wait_line("worker ready again")
+    assert len(site.lines("ready")) == 1
+
+
+def test_a_killed_worker_is_replaced_and_its_signal_reported(launch: Launch) -> None:
+    """One log line says what died of what; the replacement is told, and the other slot is left alone."""
+    site = launch(runtime={"worker_threads": 2})
+    first, second = site.pids()
+    os.kill(first, signal.SIGKILL)
+    report = site.wait_line("worker died")
+    assert (report["slot"], report["pid"]) == (0, first)
+    assert report["cause"] == "killed by signal 9 (SIGKILL)"
+    assert report["restart_in_s"] == 0.0
+    assert report["lived_s"] > 0
+    replaced = site.wait_line("worker ready again")
+    assert (replaced["slot"], replaced["start_number"]) == (0, 2)
+    spec = poll(lambda: (answer := site.ask("who"))["slot"] == 0 and answer, "an answer from slot 0")
+    assert [(c["slot"], c["pid"], c["cause"], c["signal"]) for c in spec["crashes"]] == [(0, first, "signal", 9)]
+    assert spec["crashes"][0]["at_ns"] == pytest.approx(time.time_ns(), abs=60e9)
+    assert not alive(first)
+    assert alive(second)
+
+
+def test_the_exit_code_of_a_dead_worker_is_reported(launch: Launch) -> None:
+    site = launch()
+    assert site.ask("who")["crashes"] == []
+    assert site.ask("exit 42") is None
+    assert site.wait_line("worker died")["cause"] == "exited with code 42"
+    crash = site.ask("who")["crashes"][0]
+    assert (crash["cause"], crash["exit_code"], crash["signal"]) == ("exit", 42, 0)
+
+
+def test_leaving_without_being_asked_is_a_death_even_with_code_0(launch: Launch) -> None:
+    site = launch()
+    site.ask("exit 0")
+    assert site.wait_line("worker died")["cause"] == "exited with code 0"
+    assert site.ask("who")["start_number"] == 2
+
+
+def test_no_replacement_starts_before_the_old_process_is_reaped(launch: Launch) -> None:
+    """At the moment of each spawn /proc has no trace of any earlier process of the slot."""
+    site = launch(runtime={"worker_threads": 2, "restart_delay_s": 0.0})
+    for count in range(1, 5):
+        os.kill(site.ask("who")["pid"], signal.SIGKILL)
+        site.wait_line("worker ready again", count)
+    spawns = [entry["value"] for entry in site.lines("spawn")]
+    assert len(spawns) == 6
+    assert [spawn["unreaped"] for spawn in spawns] == [[]] * 6
+
+
+def test_what_a_worker_forked_goes_with_it(launch: Launch) -> None:
+    """A fork of a dead worker could hold its journal's lock, or go on with its request."""
+    site = launch()
+    child = site.ask("fork")
+    assert alive(child)
+    os.kill(site.pids()[0], signal.SIGKILL)
+    site.wait_line("worker died")
+    poll(lambda: not alive(child), "the fork's end")
+
+
+def test_all_workers_killed_at_once_refuse_nobody(launch: Launch) -> None:
+    """The listener outlives the workers: who connects during a back-off of 0.5 s is answered after it."""
+    site = launch(runtime={"worker_threads": 2, "restart_delay_s": 0.5, "restart_delay_s_max": 0.5})
+    pids = site.pids()
+    for generation in (1, 2):
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        # Reaped: a thread of a dying worker may still accept a connection and take it along.
+        site.wait_line("worker died", 2 * generation)
+        if generation == 1:
+            site.wait_line("worker ready again", 2)
+            pids = [line["pid"] for line in site.lines("worker ready again")]
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", site.port), timeout=DEADLINE_S))
+            for _ in range(20)
+        ]
+        assert len(site.lines("worker ready again")) == 2  # nobody is there yet
+        assert [line["restart_in_s"] for line in site.lines("worker died")] == [0.0, 0.0, 0.5, 0.5]
+        for client in clients:
+            client.sendall(b"who\n")
+            assert json.loads(client.makefile().readline())["start_number"] == 3
+
+
+def test_a_worker_that_dies_again_and_again_waits_longer_each_time(launch: Launch) -> None:
+    """Never ready, no word why: the delay doubles to its maximum, and there is no last attempt."""
+    site = launch("die", wait_ready=False)
+    site.wait_line("worker died", 5)
+    deaths = site.lines("worker died")[:5]
+    assert [death["restart_in_s"] for death in deaths] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.4])
+    assert {death["cause"] for death in deaths} == {"exited with code 7"}
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0
+
+
+def test_a_failure_at_the_first_start_ends_everything_with_its_code(launch: Launch) -> None:
+    site = launch("fail:1", runtime={"worker_threads": 2}, wait_ready=False)
+    assert site.wait() == 3
+    assert [entry["value"] for entry in site.lines("failed")] == ["nothing to serve"]
+    assert site.lines("ready") == []
+    assert site.lines("worker died") == []
+    assert len(site.lines("spawn")) == 2
+
+
+def test_a_failure_later_on_is_tried_again(launch: Launch) -> None:
+    """The server has run once, so its code can run: the failure may pass (a database that is away)."""
+    site = launch("fail:2", runtime={"worker_threads": 2})
+    os.kill(site.pids()[0], signal.SIGKILL)
+    report = site.wait_line("worker cannot start")
+    assert (report["slot"], report["kind"], report["error"]) == (0, "TargetError", "nothing to serve")
+    assert site.wait_line("worker ready again")["start_number"] == 3
+    assert site.lines("failed") == []
+
+
+def test_no_process_at_the_first_start_ends_with_71(launch: Launch, tmp_path: Path) -> None:
+    site = launch(command=[str(tmp_path / "missing-python")], wait_ready=False)
+    assert site.wait() == 71
+    assert "cannot start a worker process" in site.wait_line("failed")["value"]
+
+
+def test_requests_in_flight_finish_on_sigterm(launch: Launch) -> None:
+    """Exit code 0, a full answer, and then nobody listens any more."""
+    site = launch(runtime={"worker_threads": 2})
+    answers: list[Any] = []
+    client = threading.Thread(target=lambda: answers.append(site.ask("slow 0.6")))
+    client.start()
+    time.sleep(0.2)
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0
+    client.join()
+    assert answers == ["slept"]
+    assert not any(alive(pid) for pid in site.pids())
+    assert len(site.lines("worker stopped")) == 2
+    with pytest.raises(ConnectionRefusedError):
+        site.ask("who")
+
+
+def test_ctrl_c_reaches_the_workers_only_through_the_supervisor(launch: Launch) -> None:
+    """A terminal signals the foreground process group; the workers have groups of their own."""
+    site = launch()
+    who = site.ask("who")
+    assert who["pgid"] == who["pid"]
+    answers: list[Any] = []
+    client = threading.Thread(target=lambda: answers.append(site.ask("slow 0.4")))
+    client.start()
+    time.sleep(0.2)
+    os.killpg(site.process.pid, signal.SIGINT)
+    assert site.wait() == 0
+    client.join()
+    assert answers == ["slept"]
+
+
+def test_a_worker_that_ignores_sigterm_is_killed_at_the_hard_deadline(launch: Launch) -> None:
+    """Not before drain + graceful + hard have passed, and not long after."""
+    times = {"drain_delay_s": 0.1, "graceful_timeout_s": 0.2, "hard_timeout_s": 0.3}
+    site = launch("stubborn", shutdown=times)
+    (pid,) = site.pids()
+    start = time.monotonic()
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 1
+    assert time.monotonic() - start >= 0.6
+    assert site.wait_line("worker did not stop in time: killing it")["pid"] == pid
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_kills_at_once(launch: Launch, number: signal.Signals, code: int) -> None:
+    site = launch("stubborn", shutdown={"graceful_timeout_s": 600.0})
+    site.signal(signal.SIGTERM)
+    site.wait_line("stopping")
+    site.signal(number)
+    assert site.wait() == code
+    assert not alive(site.pids()[0])
+
+
+def test_a_worker_that_fails_while_stopping_makes_the_exit_code_1(launch: Launch) -> None:
+    site = launch("sour")
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 1
+    assert site.wait_line("worker stopped")["cause"] == "exited with code 5"
+
+
+def test_a_stop_during_a_back_off_does_not_wait_for_it(launch: Launch) -> None:
+    site = launch("die", runtime={"restart_delay_s": 600.0, "restart_delay_s_max": 600.0}, wait_ready=False)
+    site.wait_line("worker died")
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0
+    assert len(site.lines("spawn")) == 1
+
+
+def test_workers_die_with_a_killed_supervisor(launch: Launch) -> None:
+    """The workers of this file do not watch their control socket: it is the kernel that ends them."""
+    site = launch(runtime={"worker_threads": 2})
+    pids = site.pids()
+    site.signal(signal.SIGKILL)
+    site.wait()
+    poll(lambda: not any(alive(pid) for pid in pids), "the workers' end", deadline_s=5)
+
+
+def test_a_worker_born_after_its_supervisor_died_does_not_live(tmp_path: Path) -> None:
+    """The parent is another process than the specification says: PDEATHSIG would never come."""
+    code = "import sys; from stellane.supervisor.parent_death import die_with_parent; die_with_parent(int(sys.argv[1]))"
+    stranger = subprocess.run([sys.executable, "-c", code, "1" if os.getpid() != 1 else "2"], check=False)
+    assert stranger.returncode == -signal.SIGKILL
+    child = subprocess.run([sys.executable, "-c", code, str(os.getpid())], check=False)
+    assert child.returncode == 0
+
+
+def test_sighup_changes_nothing_and_says_so(launch: Launch) -> None:
+    site = launch()
+    before = site.ask("who")["pid"]
+    site.signal(signal.SIGHUP)
+    assert "reload is not built yet" in site.wait_line("SIGHUP")["event"]
+    assert site.ask("who")["pid"] == before
+
+
+def test_a_worker_that_babbles_is_reported_and_goes_on_serving(launch: Launch) -> None:
+    site = launch()
+    assert site.ask("babble") == "babbled"
+    assert site.wait_line("worker sent an unreadable message")["pid"] == site.pids()[0]
+    assert site.ask("who")["pid"] == site.pids()[0]
+    site.ask("exit 9")
+    assert site.wait_line("worker died")["cause"] == "exited with code 9"
+
+
+def test_a_log_nobody_reads_does_not_stop_the_supervisor(launch: Launch) -> None:
+    """Its standard output and error are a pipe whose reader has gone: every write is EPIPE."""
+    reader = 'for line in 1 2 3 4; do IFS= read -r text; printf "%s\\n" "$text"; done'
+    site = launch(prefix=("sh", "-c", f'"$@" 2>&1 | {{ {reader}; }}', "sh"))
+    for start_number in (1, 2, 3):
+        # None: accepted by the one that was being killed.
+        worker = poll(lambda: site.ask("who"), "an answer")
+        assert worker["start_number"] == start_number
+        if start_number < 3:
+            os.kill(worker["pid"], signal.SIGKILL)
+            poll(lambda pid=worker["pid"]: not alive(pid), "its end")
+    os.kill(worker["supervisor_pid"], signal.SIGTERM)
+    poll(lambda: not alive(worker["supervisor_pid"]), "the supervisor's end")
+
+
+def test_the_supervisor_imports_no_user_code(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "victim.py").write_text(
+        "import os, pathlib\n(pathlib.Path(__file__).parent / f'imported-{os.getpid()}').touch()\n"
+    )
+    site = launch("import:victim", runtime={"worker_threads": 2})
+    imported = {path.name for path in tmp_path.glob("imported-*")}
+    assert imported == {f"imported-{pid}" for pid in site.pids()}
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    """A memory cgroup below ours with a limit, where this machine allows one."""
+    counter = find_counter_file(Path("/proc/self"))
+    if counter is None:
+        pytest.skip("this process's memory cgroup has no readable oom_kill counter")
+    group = counter.parent / f"stellane-test-{os.getpid()}"
+    limit = "memory.max" if counter.name == "memory.events" else "memory.limit_in_bytes"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a memory cgroup: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(160 * 1024 * 1024))
+        except OSError as error:
+            pytest.skip(f"cannot limit the memory of a cgroup: {error}")
+        for swap in ("memory.swap.max", "memory.swappiness"):
+            if (group / swap).exists():
+                (group / swap).write_text("0")
+        yield group
+        poll(lambda: not (group / "cgroup.procs").read_text().split(), "an empty cgroup")
+    finally:
+        group.rmdir()
+
+
+def test_out_of_memory_is_told_from_a_kill_by_hand(memory_cgroup: Path, launch: Launch) -> None:
+    """The kernel kills the worker that eats; then a SIGKILL by hand is a signal again."""
+    join = ("sh", "-c", f'echo $$ > {memory_cgroup}/cgroup.procs && exec "$@"', "sh")
+    site = launch(prefix=join)
+    assert site.ask("eat") is None
+    assert site.wait_line("worker died")["cause"] == "killed by the kernel: out of memory"
+    who = site.ask("who")
+    assert who["crashes"][0]["cause"] == "oom"
+    os.kill(who["pid"], signal.SIGKILL)
+    assert site.wait_line("worker died", 2)["cause"] == "killed by signal 9 (SIGKILL)"
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 0

@@ -1,0 +1,175 @@
+"""What is particular to the RocksDB engine: keys, the high-water mark, its own damage handling."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rocksdict import AccessType, Rdict
+from rocksdict import Options as DatabaseOptions
+
+from stellane.abc import Gap
+from stellane.errors import JournalCorrupt, JournalFull
+from stellane.testing.journal_records import make_record, make_records
+from stellane_journal_rocksdb import Options, RocksDbJournal, stellane_create_journal, stellane_probe
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """An empty engine directory."""
+    (tmp_path / "engine").mkdir(mode=0o700)
+    return tmp_path / "engine"
+
+
+@pytest.fixture
+def opened(path: Path) -> Iterator[Any]:
+    """Open the journal; engines are closed at the end."""
+    engines: list[RocksDbJournal] = []
+
+    def open_engine(free_bytes_min: int = 0, **options: Any) -> RocksDbJournal:
+        engine = RocksDbJournal(write_buffer_bytes=1_048_576, free_bytes_min=free_bytes_min)
+        engines.append(engine)
+        engine.open(path, **options)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+def fill(engine: RocksDbJournal, first: int, count: int) -> None:
+    """Append records of 800 bytes one by one."""
+    for seq, record in enumerate(make_records(first, count, 800), start=first):
+        engine.append([record], seq)
+
+
+def crash(opened: Any, path: Path, copy: Path) -> None:
+    """Fill a journal and put its files, as a crash leaves them, in its place."""
+    engine = opened()
+    fill(engine, 1, 200)
+    # While it is open: closing would move everything from the log into tables.
+    shutil.copytree(path, copy)
+    engine.close()
+    shutil.rmtree(path)
+    shutil.copytree(copy, path)
+
+
+def log_file(path: Path) -> Path:
+    """The largest write-ahead log."""
+    return max((path / "db").glob("*.log"), key=lambda log: log.stat().st_size)
+
+
+def flip(file: Path, offset: int) -> None:
+    """Flip one bit."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1
+    file.write_bytes(content)
+
+
+def seqs(engine: RocksDbJournal) -> list[int]:
+    """The sequence numbers that scan gives."""
+    return [item[0] for item in engine.scan() if isinstance(item, tuple)]
+
+
+def gaps(engine: RocksDbJournal) -> list[Gap]:
+    """The gaps that scan gives."""
+    return [item for item in engine.scan() if isinstance(item, Gap)]
+
+
+def test_records_are_values_under_big_endian_keys(opened: Any, path: Path) -> None:
+    """The same record bytes as in any other engine, readable with any RocksDB tool."""
+    records = make_records(1, 300)
+    opened().append(records, 1)
+    database = Rdict(str(path / "db"), DatabaseOptions(raw_mode=True), access_type=AccessType.read_only(False))
+    assert list(database.items()) == [(seq.to_bytes(8, "big"), raw) for seq, raw in enumerate(records, start=1)]
+    database.close()
+
+
+def test_damage_in_the_middle_of_the_log_costs_what_it_hit(opened: Any, path: Path, tmp_path: Path) -> None:
+    """The journal opens with the rest, the missing keys are named, and the log files are kept aside."""
+    crash(opened, path, tmp_path / "copy")
+    flip(log_file(path), 40_000)
+    damaged = log_file(path).read_bytes()
+    engine = opened()
+    found = seqs(engine)
+    assert 100 < len(found) < 200
+    missing = [seq for seq in range(1, 201) if seq not in found]
+    assert missing == list(range(missing[0], missing[-1] + 1))
+    assert f"keys {missing[0]} to {missing[-1]}" in [gap.where for gap in gaps(engine)]
+    (kept,) = path.glob("damaged-*/*.log")
+    assert kept.read_bytes() == damaged
+    assert kept.parent.name in gaps(engine)[0].reason
+
+
+def test_a_reader_looks_at_damage_without_touching_it(opened: Any, path: Path, tmp_path: Path) -> None:
+    """Nothing is copied, moved or written."""
+    crash(opened, path, tmp_path / "copy")
+    flip(log_file(path), 40_000)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    engine = opened(create=False, read_only=True)
+    assert 100 < len(seqs(engine)) < 200
+    assert "Corruption" in gaps(engine)[0].reason
+    engine.close()
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_an_end_that_rocksdb_drops_in_silence_is_named(opened: Any, path: Path, tmp_path: Path) -> None:
+    """A cut log is no error to RocksDB; the high-water mark knows what was there."""
+    crash(opened, path, tmp_path / "copy")
+    log = log_file(path)
+    log.write_bytes(log.read_bytes()[:-5000])
+    engine = opened()
+    last = seqs(engine)[-1]
+    assert last < 200
+    assert [(gap.first_seq, gap.acknowledged_seq) for gap in gaps(engine)] == [(last + 1, 200)]
+    engine.truncate(last)
+    engine.close()
+    assert gaps(opened()) == []
+
+
+def test_a_damaged_high_water_mark_is_reported(opened: Any, path: Path) -> None:
+    """It is not believed, and not passed over."""
+    engine = opened()
+    fill(engine, 1, 10)
+    engine.close()
+    flip(path / "high-water", 0)
+    engine = opened()
+    assert seqs(engine) == list(range(1, 11))
+    assert [gap.where for gap in gaps(engine)] == ["high-water"]
+
+
+def test_a_database_that_cannot_be_opened_is_our_error(opened: Any, path: Path) -> None:
+    """JournalCorrupt with RocksDB's own words, and no copies pile up from one start to the next."""
+    engine = opened()
+    fill(engine, 1, 10)
+    engine.close()
+    (path / "db" / "CURRENT").write_bytes(b"nonsense")
+    for options in ({}, {"create": False, "read_only": True}):
+        with pytest.raises(JournalCorrupt, match="RocksDB"):
+            opened(**options)
+    assert list(path.glob("damaged-*")) == []
+
+
+def test_free_space_is_kept(opened: Any) -> None:
+    """Below free_bytes_min new requests are refused and endings are not."""
+    engine = opened(free_bytes_min=1 << 60)
+    with pytest.raises(JournalFull, match="free_bytes_min"):
+        engine.append([make_record(1)], 1)
+    engine.append([make_record(1)], 1, reserve=True)
+    assert seqs(engine) == [1]
+
+
+def test_options_reach_the_engine() -> None:
+    """Bad values are refused."""
+    assert stellane_create_journal(Options()).name == "rocksdb"
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"write_buffer_bytes": 1}, Options)
+
+
+def test_the_probe_tries() -> None:
+    """It opens a database, writes and reads a record."""
+    assert stellane_probe(Options()).usable
