@@ -1,4 +1,4 @@
-"""CPU time and placement of a server's processes, from /proc (proc_pid_stat(5))."""
+"""A server's processes as /proc shows them: CPU time, placement, libraries, listening socket (proc(5))."""
 
 from __future__ import annotations
 
@@ -90,6 +90,22 @@ def assert_pinned(root: int, cpu: int) -> None:
                 raise RuntimeError(
                     f"thread {thread.name} of process {pid} may run on CPUs {allowed}, not only on {cpu}"
                 )
+
+
+def owns_listener(root: int, port: int) -> bool:
+    """Whether a process of the tree holds a socket that listens on TCP `port` (IPv4, proc_net(5))."""
+    listening = set()
+    for line in (PROC / "net" / "tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        local, state, inode = fields[1], fields[3], fields[9]
+        if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+            listening.add(f"socket:[{inode}]")
+    for pid in process_tree(root):
+        for descriptor in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(descriptor.readlink()) in listening:
+                    return True
+    return False
 
 
 def mapped_files(root: int) -> set[str]:

@@ -24,7 +24,7 @@ from bench.report import (
     BarResult,
     check_bars,
     http_tables,
-    journal_table,
+    journal_tables,
     machine_facts,
     warnings,
     write_json,
@@ -32,7 +32,7 @@ from bench.report import (
 from bench.rows import Row, http_rows, journal_rows, select_rows
 from bench.servers import ServerError, check_installed
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 100)
 
 
 def _cpus(server_cpu: int | None, load_cpu: int | None) -> tuple[int, int]:
@@ -81,11 +81,11 @@ def _run(rows: list[Row], settings: Settings) -> tuple[list[Measurement], list[S
     return measurements, summarize(rows, measurements)
 
 
-def finish(bars: list[BarResult]) -> None:
-    """Print how the bars came out; exit with status 1 when one is missed."""
+def finish(bars: list[BarResult], *, check: bool) -> None:
+    """Print how the bars came out; with `check`, exit with status 1 when one is missed."""
     for result in bars:
-        console.print(escape(result.sentence()), highlight=False)
-    if not all(result.held for result in bars):
+        console.print(escape(result.sentence()), highlight=False, soft_wrap=True)
+    if check and not all(result.held for result in bars):
         sys.exit(1)
 
 
@@ -130,13 +130,10 @@ def main(
     facts = machine_facts(rows, settings)
     for name, value in facts.items():
         console.print(f"{name:24} {escape(value)}", highlight=False)
-    if plain:
-        for table in http_tables(plain):
-            console.print(table)
-    if journaled:
-        console.print(journal_table(journaled))
+    for table in (http_tables(plain) if plain else []) + (journal_tables(journaled) if journaled else []):
+        console.print(table)
     for line in warnings(summaries):
-        console.print(f"[yellow]note:[/yellow] {escape(line)}", highlight=False)
+        console.print(f"[yellow]note:[/yellow] {escape(line)}", highlight=False, soft_wrap=True)
     try:
         bars = check_bars(plain)
     except LookupError as error:
@@ -145,8 +142,7 @@ def main(
         bars = []
     if json_path is not None:
         write_json(json_path, facts, measurements, summaries, bars)
-    if check:
-        finish(bars)
+    finish(bars, check=check)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.build import compiler_version
 from bench.measure import Measurement, Settings, Summary
-from bench.rows import BARE, UVICORN, Row
+from bench.rows import BARE, JOURNAL_OFF, UVICORN, Row
 
 ROUNDS_MIN = 5
 """Fewer rounds are shown, but are not a result and are never checked against a bar."""
@@ -86,34 +86,26 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def http_tables(summaries: Sequence[Summary]) -> list[Table]:
-    """The plaintext GET tables: CPU time, and what a client sees."""
+def tables(title: str, summaries: Sequence[Summary], peers: dict[str, str]) -> list[Table]:
+    """Two tables: the server's CPU time, and what a client sees.
+
+    `peers` maps a heading to the name of the row that the ratios under it are to.
+    """
     by_name = {summary.row.name: summary for summary in summaries}
-    bare, uvicorn = by_name.get(BARE), by_name.get(UVICORN)
-    cpu = _table("GET: server CPU time a request, µs", "server", "median", "min-max", "to bare C", "to uvicorn")
-    rate = _table(
-        "GET: requests per second, latency in µs",
-        "server",
-        "requests/s",
-        "to bare C",
-        "to uvicorn",
-        "p50",
-        "p99",
-        "busy",
-    )
+    to = {heading: by_name.get(name) for heading, name in peers.items()}
+    cpu = _table(f"{title}: server CPU time a request, µs", "server", "median", "min-max", *to)
+    rate = _table(f"{title}: requests per second, latency in µs", "server", "requests/s", *to, "p50", "p99", "busy")
     for s in summaries:
         cpu.add_row(
             s.row.title,
             f"{s.cpu_us:.2f}",
             f"{s.cpu_us_min:.2f}-{s.cpu_us_max:.2f}",
-            _ratio(s.cpu_us, bare.cpu_us if bare else None),
-            _ratio(s.cpu_us, uvicorn.cpu_us if uvicorn else None),
+            *(_ratio(s.cpu_us, peer.cpu_us if peer else None) for peer in to.values()),
         )
         rate.add_row(
             s.row.title,
             f"{s.requests_per_s:,.0f}",
-            _ratio(s.requests_per_s, bare.requests_per_s if bare else None),
-            _ratio(s.requests_per_s, uvicorn.requests_per_s if uvicorn else None),
+            *(_ratio(s.requests_per_s, peer.requests_per_s if peer else None) for peer in to.values()),
             f"{s.p50_us:.0f}",
             f"{s.p99_us:.0f}",
             f"{s.busy:.0%}",
@@ -121,26 +113,15 @@ def http_tables(summaries: Sequence[Summary]) -> list[Table]:
     return [cpu, rate]
 
 
-def journal_table(summaries: Sequence[Summary]) -> Table:
-    """The journal pair; ratios are to the first row."""
-    first = summaries[0]
-    title = (
-        f"POST {first.row.request.body_bytes} bytes, file engine: CPU µs a request, requests per second, latency in µs"
-    )
-    table = _table(title, "route", "CPU", "min-max", "ratio", "requests/s", "ratio", "p50", "p99", "busy")
-    for s in summaries:
-        table.add_row(
-            s.row.title,
-            f"{s.cpu_us:.2f}",
-            f"{s.cpu_us_min:.2f}-{s.cpu_us_max:.2f}",
-            _ratio(s.cpu_us, first.cpu_us),
-            f"{s.requests_per_s:,.0f}",
-            _ratio(s.requests_per_s, first.requests_per_s),
-            f"{s.p50_us:.0f}",
-            f"{s.p99_us:.0f}",
-            f"{s.busy:.0%}",
-        )
-    return table
+def http_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The plaintext GET tables."""
+    return tables("GET", summaries, {"to bare C": BARE, "to uvicorn": UVICORN})
+
+
+def journal_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The journal pair."""
+    title = f"POST {summaries[0].row.request.body_bytes} bytes, file engine"
+    return tables(title, summaries, {"to not journaled": JOURNAL_OFF})
 
 
 def warnings(summaries: Sequence[Summary]) -> list[str]:

@@ -19,6 +19,7 @@ JOURNAL_BODY_BYTES = 512
 
 BARE = "bare-c"
 UVICORN = "uvicorn"
+JOURNAL_OFF = "journal-plain"
 
 
 @dataclass(frozen=True, slots=True)

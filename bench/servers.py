@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cpu import assert_pinned, mapped_files, running_on
+from bench.cpu import assert_pinned, mapped_files, owns_listener, running_on
 from bench.load import Request
 from bench.rows import Row
 
@@ -78,6 +78,8 @@ def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
             )
         try:
             head = _wait_ready(process, port, row.request)
+            if not owns_listener(process.pid, port):
+                raise ServerError(f"port {port} was answered by another program")
             assert_pinned(process.pid, cpu)
             _check_facts(row, process.pid, log.read_text(errors="replace"))
             yield RunningServer(process.pid, port, head)

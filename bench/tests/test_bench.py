@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench.cpu import assert_pinned, process_tree, read_cpu, running_on
+from bench.cpu import assert_pinned, owns_listener, process_tree, read_cpu, running_on
 from bench.http import finish, main
 from bench.load import Request
 from bench.measure import Summary, order_of_round
@@ -92,6 +92,15 @@ def test_process_that_may_run_elsewhere_is_found() -> None:
         with pytest.raises(RuntimeError, match="may run on CPUs"):
             assert_pinned(process.pid, CPU)
         process.kill()
+
+
+def test_listener_of_another_program_is_told_apart() -> None:
+    """Another server on the port would be measured as ours."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, subprocess.Popen(["sleep", "30"]) as other:
+        port = listener.getsockname()[1]
+        assert owns_listener(os.getpid(), port)
+        assert not owns_listener(other.pid, port)
+        other.kill()
 
 
 def bare_row(build: Path, **changes: object) -> Row:
@@ -204,21 +213,25 @@ def test_bars_need_their_rows() -> None:
 
 def test_missed_bar_ends_the_command_with_status_1() -> None:
     held, missed = BarResult(BARS[0], "stellane-native-libuv", 1.0), BarResult(BARS[1], "stellane-asgi-libuv", 1.0)
-    finish([held])
+    finish([held], check=True)
+    finish([held, missed], check=False)
     with pytest.raises(SystemExit) as ended:
-        finish([held, missed])
+        finish([held, missed], check=True)
     assert ended.value.code == 1
 
 
-@pytest.mark.parametrize("way", [["-m", "bench.http"], ["bench/http.py"]])
-def test_command_measures_the_bare_server(build: Path, tmp_path: Path, way: list[str]) -> None:
-    """Both ways to start it; as a script its own name must not hide the standard library's `http`."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_command_measures_the_bare_server(build: Path, tmp_path: Path) -> None:
+    """From the command line to the JSON file, with real programs."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two CPUs")
-    arguments = ["--only", "bare-c", "--rounds", "1", "--seconds", "1", "--connections", "8"]
+    # Long enough that CPU_S_MIN is reached when the server gets only a part of its CPU.
+    arguments = ["--only", "bare-c", "--rounds", "1", "--seconds", "3", "--json", str(tmp_path / "out.json")]
     run = subprocess.run(
-        [sys.executable, *way, *arguments, "--json", str(tmp_path / "out.json")],
-        cwd=Path(__file__).resolve().parents[2],
+        [sys.executable, "-m", "bench.http", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -231,6 +244,20 @@ def test_command_measures_the_bare_server(build: Path, tmp_path: Path, way: list
     assert measurement["requests"] > 1000
     assert 0 < measurement["cpu_s"] <= measurement["elapsed_s"] * 1.1
     assert measurement["cpu_us_per_request"] == pytest.approx(measurement["cpu_s"] / measurement["requests"] * 1e6)
+
+
+def test_command_starts_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    """Its own name must not hide the standard library's `http` then."""
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "http.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "--check" in run.stdout
 
 
 def test_check_refuses_too_few_rounds() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -367,7 +365,7 @@ def test_no_space_does_not_poison(open_journal: Any, number: int) -> None:
     assert journal.begin(make_request(2)).entry_id == 1
 
 
-def test_on_a_full_disk_requests_still_end(open_journal: Any) -> None:
+def test_on_a_full_disk_requests_still_end(open_journal: Any, tmp_path: Path) -> None:
     """A refused BEGIN does not hold up the endings before it, and takes no seq."""
     engine = FullEngine()
     journal = open_journal(engine)
@@ -376,196 +374,9 @@ def test_on_a_full_disk_requests_still_end(open_journal: Any) -> None:
     journal.done(first, 200, delivered=True)
     with pytest.raises(JournalFull):
         journal.begin(make_request(3))
+    assert types_on_disk(tmp_path)[-1] is RecordType.DONE
     journal.attempt(second)
     journal.dead(second, "enough")
     engine.full = False
     third = journal.begin(make_request(4))
     assert states(open_journal()) == {second.entry_id: EntryState.DEAD, third.entry_id: EntryState.PENDING}
-
-
-# --- Snapshots --------------------------------------------------------------------------------
-
-
-def test_snapshots_keep_every_live_entry_and_bound_the_file(open_journal: Any, tmp_path: Path) -> None:
-    """Through hundreds of snapshots no entry, state or attempt is lost, and the file stays small."""
-    journal = open_journal(snapshot_bytes=2000)
-    expected = {}
-    largest = 0
-    for number in range(600):
-        entry = journal.begin(make_request(number, body=b"x" * (number % 300)))
-        if number % 40 == 0:
-            journal.attempt(entry, "killed by signal 9")
-        if number % 60 == 1:
-            journal.dead(entry, f"dead {number}")
-        elif number % 60 == 2:
-            journal.orphan(entry, f"orphan {number}")
-        elif number % 40:
-            journal.responding(entry, 200)
-            journal.done(entry, 200, delivered=True)
-            continue
-        expected[entry.entry_id] = (entry.request, entry.state, len(entry.attempts), entry.reason)
-        largest = max(largest, (tmp_path / "w0" / "engine" / "records").stat().st_size)
-    statistics = journal.statistics()
-    assert statistics.snapshots_total > 20
-    assert largest < 3 * statistics.live_bytes + 20_000
-    journal.flush()
-    found = {
-        entry.entry_id: (entry.request, entry.state, len(entry.attempts), entry.reason)
-        for entry in open_journal().entries()
-    }
-    lost_state = {EntryState.RECOVERING: EntryState.PENDING, EntryState.RUNNING: EntryState.PENDING}
-    assert found == {
-        key: (request, lost_state.get(state, state), attempts, reason)
-        for key, (request, state, attempts, reason) in expected.items()
-    }
-
-
-def test_a_crash_anywhere_in_a_snapshot_is_harmless(
-    open_journal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After each step of a snapshot the files give the same entries."""
-    monkeypatch.setattr("stellane.recovery.journal.SNAPSHOT_BATCH_BYTES", 300)
-    copies: list[Path] = []
-
-    class Copying(PlainJournal):
-        copying = False
-
-        def copy(self) -> None:
-            if self.copying:
-                copies.append(tmp_path / f"copy-{len(copies)}")
-                shutil.copytree(tmp_path / "w0", copies[-1])
-
-        def append(self, records: Sequence[bytes], first_seq: int, *, reserve: bool = False) -> None:
-            super().append(records, first_seq, reserve=reserve)
-            self.copy()
-
-        def release(self, upto_seq: int) -> None:
-            super().release(upto_seq)
-            self.copy()
-
-    engine = Copying()
-    journal = open_journal(engine)
-    for number in range(10):
-        entry = journal.begin(make_request(number, body=b"x" * 100))
-        if number % 3 == 0:
-            journal.done(entry, 200, delivered=True)
-        elif number % 3 == 1:
-            journal.attempt(entry)
-    journal.flush()
-    engine.copying = True
-    journal.snapshot()
-    engine.copying = False
-    expected = [(entry.entry_id, entry.request, entry.attempts) for entry in journal.entries()]
-    assert len(copies) > 6
-    for copy in copies:
-        opened = Journal.open(copy, engine_name="plain", engine=PlainJournal())
-        assert [(entry.entry_id, entry.request, entry.attempts) for entry in opened.pending()] == expected
-        assert opened.report.corruption == []
-        opened.close()
-
-
-def test_a_journal_of_nothing_but_live_entries_is_not_rewritten_all_the_time(open_journal: Any) -> None:
-    """A snapshot waits until twice the live bytes have been written since the last one."""
-    journal = open_journal(snapshot_bytes=1000)
-    for number in range(500):
-        journal.begin(make_request(number))
-    assert journal.statistics().snapshots_total <= 12
-
-
-# --- Damage -----------------------------------------------------------------------------------
-
-
-def damage(tmp_path: Path, seq: int) -> bytes:
-    """Flip a bit in the record `seq` of the plain journal's file; the record's damaged bytes."""
-    file = tmp_path / "w0" / "engine" / "records"
-    content = bytearray(file.read_bytes())
-    for found in walk(bytes(content)):
-        if found.seq == seq:
-            content[found.offset + 60] ^= 1
-            file.write_bytes(content)
-            return bytes(content[found.offset : found.offset + len(found.raw)])
-    raise AssertionError(f"there is no record {seq}")
-
-
-def test_a_torn_tail_is_removed_and_kept_aside(open_journal: Any, tmp_path: Path) -> None:
-    """The last record cut short: reported, copied to quarantine, and the journal goes on."""
-    journal = open_journal()
-    kept, torn = journal.begin(make_request(1)), journal.begin(make_request(2))
-    journal.close(clean=False)
-    file = tmp_path / "w0" / "engine" / "records"
-    os.truncate(file, file.stat().st_size - 8)
-    remains = file.read_bytes()[-100:]
-    journal = open_journal()
-    report = journal.report
-    assert report.corruption == []
-    assert report.torn is not None
-    assert report.torn.first_seq == torn.entry_id
-    assert b"".join(path.read_bytes() for path in report.quarantined if path.suffix == ".bin").endswith(remains)
-    added = journal.begin(make_request(3))
-    journal = open_journal()
-    assert (journal.report.torn, journal.report.corruption) == (None, [])
-    assert list(states(journal)) == [kept.entry_id, added.entry_id]
-
-
-def test_corruption_is_reported_kept_aside_and_left_behind(open_journal: Any, tmp_path: Path) -> None:
-    """A damaged record in the middle: later ones are kept, the loss is named, the raw bytes are in
-    quarantine, and the next opening finds a whole journal."""
-    journal = open_journal()
-    first, lost, last = (journal.begin(make_request(number)) for number in range(3))
-    journal.dead(first, "gave up")
-    journal.close(clean=False)
-    raw = damage(tmp_path, lost.entry_id)
-    journal = open_journal()
-    report = journal.report
-    assert report.lost == [(lost.entry_id, lost.entry_id)]
-    assert report.torn is None
-    assert raw in [path.read_bytes() for path in report.quarantined]
-    assert states(journal) == {first.entry_id: EntryState.DEAD, last.entry_id: EntryState.PENDING}
-    journal = open_journal()
-    assert (journal.report.torn, journal.report.corruption) == (None, [])
-    assert states(journal) == {first.entry_id: EntryState.DEAD, last.entry_id: EntryState.PENDING}
-
-
-def test_after_a_mark_damage_to_the_newest_record_is_corruption(open_journal: Any, tmp_path: Path) -> None:
-    """Without the mark it looks torn; with it it is known to have been acknowledged."""
-    for mark in (False, True):
-        journal = open_journal()
-        entry = journal.begin(make_request(1))
-        if mark:
-            journal.mark()
-        journal.close(clean=False)
-        damage(tmp_path, entry.entry_id)
-        report = open_journal().report
-        assert (report.torn is None) is mark
-        assert (report.lost == [(entry.entry_id, entry.entry_id)]) is mark
-
-
-def test_a_torn_writers_epoch_is_not_used_again(open_journal: Any, tmp_path: Path) -> None:
-    """Its attempts may have run with fencing tokens of that epoch."""
-    journal = open_journal()
-    journal.begin(make_request(1))
-    journal = open_journal()
-    assert journal.epoch == 2
-    (entry,) = journal.pending()
-    journal.done(entry, 200, delivered=True)
-    second = journal.begin(make_request(2)).entry_id
-    journal.close(clean=False)
-    damage(tmp_path, second - 1)
-    journal = open_journal()
-    assert journal.report.torn is not None
-    assert journal.epoch == 3
-
-
-def test_a_bad_quarantine_stops_the_repair(open_journal: Any, tmp_path: Path) -> None:
-    """Nothing is removed while its copy cannot be made."""
-    journal = open_journal()
-    journal.begin(make_request(1))
-    entry = journal.begin(make_request(2))
-    journal.close(clean=False)
-    damage(tmp_path, entry.entry_id)
-    before = (tmp_path / "w0" / "engine" / "records").read_bytes()
-    (tmp_path / "w0" / "quarantine").rmdir()
-    (tmp_path / "w0" / "quarantine").write_bytes(b"in the way")
-    with pytest.raises(JournalError):
-        open_journal()
-    assert (tmp_path / "w0" / "engine" / "records").read_bytes() == before

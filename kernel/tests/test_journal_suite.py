@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+
 from stellane.testing.broken_journal import BROKEN
 from stellane.testing.journal import SUITE_TESTS, JournalEngineConformance
 from stellane.testing.plain_journal import PlainJournal

@@ -1,7 +1,7 @@
 """The supervisor with real processes: a real driver process, real workers, real deaths.
 
-The workers are a script of this file rather than stellane.runtime: they speak the supervisor's
-protocol and answer lines on the listener they were given, and die when told to.
+The workers are supervisor_worker.py beside this file rather than stellane.runtime: they speak
+the supervisor's protocol, answer lines on the listener they were given, and die when told to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,112 +25,8 @@ from stellane.config import Config, RuntimeConfig, ShutdownConfig
 from stellane.supervisor.oom import find_counter_file
 
 DEADLINE_S = 15.0
-
-WORKER = r"""
-import ctypes, importlib, json, os, signal, socket, sys, threading, time
-
-from stellane.supervisor.messages import Failed, Ready, read_spec, send_message
-from stellane.supervisor.parent_death import die_with_parent
-import msgspec
-
-spec = read_spec(int(sys.argv[-1]))
-die_with_parent(spec.supervisor_pid)
-behaviour, _, detail = spec.target.partition(":")
-control = socket.socket(fileno=spec.control_fd)
-if behaviour == "die":
-    os._exit(7)
-if behaviour == "fail" and (spec.start_number, spec.slot) in ((int(detail), 0),):
-    send_message(control, Failed(kind="TargetError", text="nothing to serve", exit_code=3))
-    sys.exit(3)
-if behaviour == "import":
-    sys.path.insert(0, spec.app_dir)
-    importlib.import_module(detail)
-hold = []
-busy = 0
-
-def stop(*_):
-    if behaviour == "stubborn":
-        return
-    listener.close()
-    while busy:
-        time.sleep(0.01)
-    os._exit(5 if behaviour == "sour" else 0)
-
-def answer(connection):
-    global busy
-    with connection, connection.makefile("rw") as stream:
-        for line in stream:
-            busy += 1
-            verb, _, rest = line.strip().partition(" ")
-            if verb == "who":
-                said = msgspec.to_builtins(spec) | {"pid": os.getpid(), "pgid": os.getpgid(0), "config": None}
-            elif verb == "slow":
-                time.sleep(float(rest))
-                said = "slept"
-            elif verb == "exit":
-                os._exit(int(rest))
-            elif verb == "fork":
-                said = os.fork() or time.sleep(600)
-            elif verb == "babble":
-                control.sendall(b"not a message\n")
-                said = "babbled"
-            elif verb == "eat":
-                while True:
-                    hold.append(bytearray(os.urandom(1)) * 8_000_000)
-            stream.write(json.dumps(said) + "\n")
-            stream.flush()
-            busy -= 1
-
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=stop).start())
-listener = socket.socket(fileno=spec.listener_fds[0])
-listener.setblocking(True)
-send_message(control, Ready(pid=os.getpid(), facts={"slot": spec.slot, "codec": "lines"}))
-
-def accept():
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-threading.Thread(target=accept, daemon=True).start()
-while True:
-    signal.pause()
-"""
-
-DRIVER = r"""
-import contextlib, json, os, sys
-import msgspec
-from stellane import logging
-from stellane.config import Config, LoadedConfig
-from stellane.supervisor import Supervisor, open_listeners, supervisor as module
-
-config = msgspec.json.decode(sys.argv[1], type=Config)
-target, app_dir, command = sys.argv[2], sys.argv[3], sys.argv[4:]
-logging.configure("info", "json")
-
-def say(word, value):
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"said": word, "value": value}), flush=True)
-
-spawn, starts = module.spawn_worker, []
-
-def recorded_spawn(spec, command):
-    still_there = [crash.pid for crash in spec.crashes if os.path.exists(f"/proc/{crash.pid}")]
-    say("spawn", {"slot": spec.slot, "unreaped": still_there})
-    return spawn(spec, command)
-
-module.spawn_worker = recorded_spawn
-with open_listeners(config.server) as listeners:
-    say("port", listeners.sockets[0].getsockname()[1])
-    supervisor = Supervisor(
-        LoadedConfig(config, {}), target, listeners, app_dir=app_dir, worker_command=command,
-        on_ready=lambda started: say("ready", msgspec.to_builtins(started)),
-        on_failed=lambda failed: say("failed", failed.text),
-    )
-    sys.exit(supervisor.run())
-"""
+WORKER = Path(__file__).with_name("supervisor_worker.py")
+DRIVER = Path(__file__).with_name("supervisor_driver.py")
 
 
 def poll(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -194,6 +89,15 @@ class Site:
                 return None
         return json.loads(answer) if answer else None
 
+    def begin_slow_request(self, duration_s: float) -> socket.socket:
+        """Return a connection whose request a worker is in the middle of."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+        client.sendall(b"who\n")
+        assert client.makefile().readline()  # accepted
+        client.sendall(f"slow {duration_s}\n".encode())
+        time.sleep(0.2)  # nothing tells from outside that the line has been read
+        return client
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -212,8 +116,6 @@ Launch = Callable[..., Site]
 def launch(tmp_path: Path) -> Iterator[Launch]:
     """Start a driver; whatever is left of it is killed at the end."""
     sites: list[Site] = []
-    (tmp_path / "worker.py").write_text(WORKER)
-    (tmp_path / "driver.py").write_text(DRIVER)
 
     def start(
         target: str = "serve",
@@ -229,8 +131,8 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
             runtime=RuntimeConfig(**{"restart_delay_s": 0.05, "restart_delay_s_max": 0.4} | (runtime or {})),
             shutdown=ShutdownConfig(**{"graceful_timeout_s": 5.0} | (shutdown or {})),
         )
-        worker = command or [sys.executable, str(tmp_path / "worker.py")]
-        driver = [sys.executable, str(tmp_path / "driver.py")]
+        worker = command or [sys.executable, str(WORKER)]
+        driver = [sys.executable, str(DRIVER)]
         log = tmp_path / "log"
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -382,14 +284,11 @@ def test_no_process_at_the_first_start_ends_with_71(launch: Launch, tmp_path: Pa
 def test_requests_in_flight_finish_on_sigterm(launch: Launch) -> None:
     """Exit code 0, a full answer, and then nobody listens any more."""
     site = launch(runtime={"worker_threads": 2})
-    answers: list[Any] = []
-    client = threading.Thread(target=lambda: answers.append(site.ask("slow 0.6")))
-    client.start()
-    time.sleep(0.2)
+    client = site.begin_slow_request(0.8)
     site.signal(signal.SIGTERM)
     assert site.wait() == 0
-    client.join()
-    assert answers == ["slept"]
+    with client:
+        assert client.makefile().read() == '"slept"\n'
     assert not any(alive(pid) for pid in site.pids())
     assert len(site.lines("worker stopped")) == 2
     with pytest.raises(ConnectionRefusedError):
@@ -401,14 +300,11 @@ def test_ctrl_c_reaches_the_workers_only_through_the_supervisor(launch: Launch) 
     site = launch()
     who = site.ask("who")
     assert who["pgid"] == who["pid"]
-    answers: list[Any] = []
-    client = threading.Thread(target=lambda: answers.append(site.ask("slow 0.4")))
-    client.start()
-    time.sleep(0.2)
+    client = site.begin_slow_request(0.8)
     os.killpg(site.process.pid, signal.SIGINT)
     assert site.wait() == 0
-    client.join()
-    assert answers == ["slept"]
+    with client:
+        assert client.makefile().read() == '"slept"\n'
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_at_the_hard_deadline(launch: Launch) -> None:
@@ -449,8 +345,20 @@ def test_a_stop_during_a_back_off_does_not_wait_for_it(launch: Launch) -> None:
     assert len(site.lines("spawn")) == 1
 
 
+def test_no_worker_is_started_while_stopping(launch: Launch) -> None:
+    """One slot is in its back-off when the signal comes, the other takes its time to stop."""
+    times = {"graceful_timeout_s": 0.5, "hard_timeout_s": 0.5}
+    site = launch("stubborn", runtime={"worker_threads": 2, "restart_delay_s": 0.4}, shutdown=times)
+    os.kill(site.pids()[0], signal.SIGKILL)
+    os.kill(site.wait_line("worker ready again")["pid"], signal.SIGKILL)
+    assert site.wait_line("worker died", 2)["restart_in_s"] == 0.4
+    site.signal(signal.SIGTERM)
+    assert site.wait() == 1
+    assert len(site.lines("spawn")) == 3
+
+
 def test_workers_die_with_a_killed_supervisor(launch: Launch) -> None:
-    """The workers of this file do not watch their control socket: it is the kernel that ends them."""
+    """The workers of these tests do not watch their control socket: it is the kernel that ends them."""
     site = launch(runtime={"worker_threads": 2})
     pids = site.pids()
     site.signal(signal.SIGKILL)

@@ -184,6 +184,20 @@ def test_a_missing_segment_is_named(opened: Any, path: Path) -> None:
     assert [gap.where for gap in gaps(opened(create=False, read_only=True))] == ["seg-00000002.wal"]
 
 
+def test_a_cut_segment_is_noticed_even_between_two_records(opened: Any, path: Path) -> None:
+    """The header knows how long the file was."""
+    engine = opened()
+    fill(engine, 1, 3)
+    end = engine._offset
+    engine.close()
+    os.truncate(segments(path)[0], end)
+    engine = opened(create=False, read_only=True)
+    assert seqs(engine) == [1, 2, 3]
+    assert [gap.reason for gap in gaps(engine)] == [
+        f"the file was cut: {SEGMENT_BYTES_MIN - end} bytes at its end are missing"
+    ]
+
+
 def test_swapped_segments_are_noticed(opened: Any, path: Path) -> None:
     """Two files that changed names do not pass for the journal."""
     engine = opened()

@@ -104,8 +104,9 @@ class JournalEngine(abc.ABC):
     def scan(self, from_seq: int = 0) -> Iterator[tuple[int, bytes] | Gap]:
         """Every kept record with seq >= `from_seq`, in order, as raw bytes, or a Gap.
 
-        Released records may still appear. Never raises for damaged content and never skips silently: what cannot be read as a
-        record is yielded as a Gap. The kernel's checker decides what it means.
+        Released records may still appear. Never raises for damaged content and never skips
+        silently: what cannot be read as a record is yielded as a Gap. The kernel's checker
+        decides what it means.
         """
 
     @abc.abstractmethod

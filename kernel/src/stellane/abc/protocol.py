@@ -48,6 +48,9 @@ class Exchange(abc.ABC):
     response_ended: bool
     journal_request_id: str | None = None
     """The request's id when it is on record in a journal; None otherwise."""
+    brings_ids: bool = True
+    """Whether the request may carry x-request-id or traceparent, so that its answer may have to
+    repeat them. A protocol that knows better says False and spares two look-ups."""
 
     @abc.abstractmethod
     def header(self, name: bytes) -> bytes | None:

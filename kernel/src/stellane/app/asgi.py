@@ -79,8 +79,11 @@ class ASGIApplication(Application):
 
     def _scope(self, exchange: Exchange) -> Scope:
         raw_path = exchange.path
-        plain = raw_path if b"%" not in raw_path else unquote_to_bytes(raw_path)
-        path = plain.decode("utf-8", "replace")
+        if b"%" in raw_path or not raw_path.isascii():
+            path = unquote_to_bytes(raw_path).decode("utf-8", "replace")
+        else:
+            path = raw_path.decode()
+        server = exchange.server
         scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -93,15 +96,14 @@ class ASGIApplication(Application):
             "root_path": "",
             "headers": exchange.headers,
             "client": exchange.client,
-            "server": exchange.server,
+            "server": server,
             "extensions": {},
         }
         if self._root_path:
             scope["path"] = self._root_path + path
             scope["raw_path"] = self._raw_root_path + raw_path
             scope["root_path"] = self._root_path
-        server = exchange.server
-        if server is not None and server[0].startswith("/"):
+        if server is not None and not server[1]:
             scope["server"] = (server[0], None)  # a unix socket has no port, says the specification
         state = self._lifespan.state
         if state is not None:

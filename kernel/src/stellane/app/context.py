@@ -23,17 +23,17 @@ class Context:
     or None. `recovery` is what a replayed request knows of its past, None in an ordinary one.
     """
 
-    __slots__ = ("_exchange", "_logger", "_request_id", "_state", "_trace", "deadline", "recovery", "resources")
+    # Class-level defaults instead of slots: half the time to make one, and one is made for every request.
+    deadline: float | None = None
+    recovery: RecoveryContext | None = None
+    _request_id: str | None = None
+    _trace: TraceContext | None = None
+    _logger: BoundLogger | None = None
+    _state: dict[str, Any] | None = None
 
-    def __init__(self, exchange: Exchange, resources: Resources, recovery: RecoveryContext | None = None) -> None:
+    def __init__(self, exchange: Exchange, resources: Resources) -> None:
         self._exchange = exchange
         self.resources = resources
-        self.recovery = recovery
-        self.deadline: float | None = None
-        self._request_id: str | None = None
-        self._trace: TraceContext | None = None
-        self._logger: BoundLogger | None = None
-        self._state: dict[str, Any] | None = None
 
     @property
     def request_id(self) -> str:

@@ -13,8 +13,6 @@ from stellane.app.response import Response
 class RecoveredRequest(Request):
     """What `on_recover` hooks are given: a Request that knows its original handler."""
 
-    __slots__ = ("run_original",)
-
     def __init__(
         self, exchange: Exchange, params: Mapping[str, Any], run_original: Callable[[], Awaitable[Response]]
     ) -> None:

@@ -12,34 +12,57 @@ from typing import Any
 from stellane.nearest import did_you_mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Converter:
-    """How a parameter's text is checked and converted. `rank`: lower is tried first."""
+    """How a parameter's text becomes its value; `convert` raises ValueError when it does not fit.
+
+    `rank`: lower is tried first. `rest`: it takes all segments that are left.
+    """
 
     name: str
     rank: int
-    text: re.Pattern[str]
     convert: Callable[[str], Any]
+    rest: bool = False
 
 
-WILDCARD = "path"
+# int(), float() and UUID() take more than a URL should hold: spaces, underscores, "1e3", braces.
+_INT = re.compile(r"-?[0-9]+")
+_FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text} is out of range")
+def _int(text: str) -> int:
+    if _INT.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not an int")
+    return int(text)  # raises, too, for more digits than Python converts
+
+
+def _float(text: str) -> float:
+    if _FLOAT.fullmatch(text) is None or math.isinf(value := float(text)):
+        raise ValueError(f"{text!r} is not a float, or out of range")
     return value
+
+
+def _uuid(text: str) -> uuid.UUID:
+    if _UUID.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not a UUID")
+    return uuid.UUID(text)
+
+
+def _str(text: str) -> str:
+    if not text:
+        raise ValueError("a path segment is empty")
+    return text
 
 
 CONVERTERS = {
     converter.name: converter
     for converter in (
-        Converter("int", 0, re.compile(r"-?[0-9]+", re.ASCII), int),
-        Converter("float", 1, re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII), _finite),
-        Converter("uuid", 2, re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII), uuid.UUID),
-        Converter("str", 3, re.compile(r".+", re.DOTALL), str),
-        Converter(WILDCARD, 4, re.compile(r".*", re.DOTALL), str),
+        Converter("int", 0, _int),
+        Converter("float", 1, _float),
+        Converter("uuid", 2, _uuid),
+        Converter("str", 3, _str),
+        Converter("path", 4, str, rest=True),
     )
 }
 
@@ -75,7 +98,7 @@ def parse_pattern(text: str) -> RoutePattern:
         name, converter = _parse_parameter(text, part)
         if name in names:
             raise ValueError(f"route {text!r}: the parameter {name!r} appears twice")
-        if converter.name == WILDCARD and index != len(parts) - 1:
+        if converter.rest and index != len(parts) - 1:
             raise ValueError(f"route {text!r}: {{{name}:path}} takes the rest of the path, so it must come last")
         segments.append(converter)
         names.append(name)

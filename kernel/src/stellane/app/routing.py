@@ -8,13 +8,13 @@ parameter, that before a plain one, and a wildcard last, whatever the order of r
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from stellane.app.context import Context
 from stellane.app.request import NO_PARAMS, Request
-from stellane.app.route_pattern import WILDCARD, Converter, RoutePattern, parse_pattern
+from stellane.app.route_pattern import Converter, RoutePattern, parse_pattern
 from stellane.app.signature import qualified_name
 
 Handler = Callable[[Context, Request], Awaitable[Any]]
@@ -67,6 +67,43 @@ class _Node:
         self.parameters: list[tuple[Converter, _Node]] = []
         self.routes: dict[str, Route] = {}
 
+    def search(
+        self, segments: list[str], index: int, method: str, values: list[Any], allowed: set[str]
+    ) -> Route | None:
+        """The best route for the segments from `index` on. `values` are those of the parameters on the
+        way to it; `allowed` collects the methods of places that match but do not answer `method`."""
+        if index == len(segments):
+            return self._of_method(method, allowed)
+        segment = segments[index]
+        static = self.static.get(segment)
+        if static is not None:
+            found = static.search(segments, index + 1, method, values, allowed)
+            if found is not None:
+                return found
+        for converter, child in self.parameters:
+            if converter.rest:
+                values.append("/".join(segments[index:]))
+                found = child._of_method(method, allowed)
+            else:
+                try:
+                    values.append(converter.convert(segment))
+                except ValueError:
+                    continue
+                found = child.search(segments, index + 1, method, values, allowed)
+            if found is not None:
+                return found
+            values.pop()
+        return None
+
+    def _of_method(self, method: str, allowed: set[str]) -> Route | None:
+        routes = self.routes
+        found = routes.get(method)
+        if found is None:
+            if method == "HEAD" and "GET" in routes:
+                return routes["GET"]
+            allowed.update(routes)
+        return found
+
 
 class Router:
     """All routes of a server."""
@@ -102,22 +139,18 @@ class Router:
         table = self.static.get(method)
         if table is not None and (route := table.get(path)) is not None:
             return route, NO_PARAMS
-        segments = _segments(path)
-        allowed: dict[str, None] = {}
-        for routes, values in _matches(self._root, segments, 0, ()):
-            found = routes.get(method)
-            if found is None and method == "HEAD":
-                found = routes.get("GET")
-            if found is not None:
-                return found, dict(zip(found.pattern.names, values, strict=True))
-            allowed.update(dict.fromkeys(routes))
+        values: list[Any] = []
+        allowed: set[str] = set()
+        found = self._root.search(_segments(path), 0, method, values, allowed)
+        if found is not None:
+            return found, dict(zip(found.pattern.names, values, strict=True))
         if not allowed:
             raise NotRouted(404, "Not Found")
         raise NotRouted(405, "Method Not Allowed", _allow(allowed))
 
     def methods(self) -> tuple[str, ...]:
         """Every method some route answers, as an Allow field lists them."""
-        return _allow(dict.fromkeys(route.method for route in self.routes))
+        return _allow({route.method for route in self.routes})
 
 
 def make_route(
@@ -154,32 +187,5 @@ def _segments(path: bytes) -> list[str]:
         raise NotRouted(400, "the path is not UTF-8") from None
 
 
-def _matches(
-    node: _Node, segments: list[str], index: int, values: tuple[Any, ...]
-) -> Iterator[tuple[dict[str, Route], tuple[Any, ...]]]:
-    """Every place in the trie that matches, best first."""
-    if index == len(segments):
-        if node.routes:
-            yield node.routes, values
-        return
-    segment = segments[index]
-    static = node.static.get(segment)
-    if static is not None:
-        yield from _matches(static, segments, index + 1, values)
-    for converter, child in node.parameters:
-        if converter.name == WILDCARD:
-            yield child.routes, (*values, "/".join(segments[index:]))
-        elif converter.text.fullmatch(segment):
-            try:
-                value = converter.convert(segment)
-            except ValueError:  # an int of more digits than Python converts
-                continue
-            yield from _matches(child, segments, index + 1, (*values, value))
-
-
-def _allow(methods: Mapping[str, None]) -> tuple[str, ...]:
-    names = dict(methods)
-    if "GET" in names:
-        names["HEAD"] = None
-    names["OPTIONS"] = None
-    return tuple(sorted(names))
+def _allow(methods: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(methods | ({"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"})))

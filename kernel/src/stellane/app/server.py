@@ -19,7 +19,7 @@ from stellane.app.recovered_request import RecoveredRequest
 from stellane.app.recovery_hooks import RecoveryHooks
 from stellane.app.request import NO_PARAMS, Request
 from stellane.app.resources import ResourceFactory, ResourceStack
-from stellane.app.response import Response, as_response
+from stellane.app.response import TEXT_FIELDS, Response, as_response
 from stellane.app.routing import Handler, NotRouted, Route, Router, make_route
 from stellane.app.signature import require_async
 from stellane.app.streaming import send_stream
@@ -262,17 +262,17 @@ class Server(Application):
                 if route.timeout_s is not None:
                     await self._answer_in_time(exchange, ctx, req, route, route.timeout_s)
                     return
-                response = await route.endpoint(ctx, req)
-                if type(response) is not Response:
-                    response = as_response(response, route.handler)
-                if (
-                    response.chunks is None
-                    and exchange.header(b"x-request-id") is None
-                    and exchange.header(b"traceparent") is None
-                ):
-                    exchange.respond(response.status, response.fields, response.body)
+                result = await route.endpoint(ctx, req)
+                if type(result) is str:
+                    status, fields, body = 200, TEXT_FIELDS, result.encode()
+                elif type(result) is Response and result.chunks is None:
+                    status, fields, body = result.status, result.fields, result.body
                 else:
-                    await self._send(exchange, ctx, response)
+                    await self._send(exchange, ctx, as_response(result, route.handler))
+                    return
+                if exchange.brings_ids:
+                    fields += ctx.answer_fields()
+                exchange.respond(status, fields, body)
             except Exception as error:
                 await self._failed(exchange, ctx, req, error)
         except BaseException:
@@ -365,7 +365,8 @@ class Server(Application):
     # --- After a crash ------------------------------------------------------------------------------
 
     async def recover(self, exchange: Exchange, recovery: RecoveryContext) -> None:
-        ctx = Context(exchange, self._resources, recovery)
+        ctx = Context(exchange, self._resources)
+        ctx.recovery = recovery
         route, params = self._known(exchange.method, exchange.path)
         hook = self._recovery_hooks.find(exchange.method, route)
         req = RecoveredRequest(exchange, params, lambda: self._run_original(ctx, req, route))

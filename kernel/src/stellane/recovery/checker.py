@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+
 from stellane.abc.journal import Gap
 from stellane.recovery.payload import Mark, Payload, SnapshotEnd, decode_payload
 from stellane.recovery.record import Record, RecordDamageError, RecordType, decode

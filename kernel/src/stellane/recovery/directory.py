@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 from crc32c import crc32c
+
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalUnsupported
 
 FORMAT_VERSION = 1

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
+
 from stellane.abc.journal import Durability, EngineStatistics, JournalEngine
 from stellane.abc.recovery import EntryState
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned, JournalUnsupported

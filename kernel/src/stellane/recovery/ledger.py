@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+
 from stellane.abc.recovery import EntryState
 from stellane.recovery.context import Attempt
 from stellane.recovery.payload import (

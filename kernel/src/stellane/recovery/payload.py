@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import msgspec
+
 from stellane.abc.recovery import EntryState
 from stellane.recovery.context import Attempt
 from stellane.recovery.record import RecordType

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import msgspec
+
 from stellane.logging import get_logger
 from stellane.recovery.checker import Damage, ScanReport, TornTail
 from stellane.recovery.directory import JournalDirectory

@@ -39,7 +39,8 @@ EXIT_SIGNAL_BASE = 128
 """A second signal ended it all at once: 128 + the signal's number, as a shell would say."""
 
 _Handler = Callable[[], None]
-# Within one turn what a worker said is heard before its death is judged.
+# Within one turn what a worker said is heard before its death is judged. It spoke before it
+# died, so the turn that has its death has its last words too.
 _HEAR, _BURY = 0, 1
 
 
@@ -182,8 +183,6 @@ class Supervisor:
             reports.spawn_failed(slot.number, error, delay)
 
     def _on_message(self, slot: Slot, process: WorkerProcess) -> None:
-        if process.control.fileno() == -1:
-            return
         try:
             messages = slot.receive()
         except ValueError as error:
@@ -224,8 +223,6 @@ class Supervisor:
             reports.worker_failed(slot.number, process.pid, message.kind, message.text)
 
     def _on_death(self, slot: Slot, process: WorkerProcess) -> None:
-        # What it said last may have come after this turn's events were collected.
-        self._on_message(slot, process)
         self._selector.unregister(process.pidfd)
         if process.control.fileno() != -1:
             self._selector.unregister(process.control)

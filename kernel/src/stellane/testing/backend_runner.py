@@ -21,6 +21,11 @@ class BackendRules(abc.ABC):
     deadline_s: ClassVar[float] = 20.0
     """How long a run of the backend may take before the test fails."""
 
+    @property
+    def soon_s(self) -> float:
+        """How long something may take that needs milliseconds, on a busy machine."""
+        return min(self.deadline_s, 5.0)
+
     @abc.abstractmethod
     def make_backend(self) -> Backend:
         """A new backend, not running."""

@@ -18,7 +18,6 @@ from stellane.testing.backend_runner import BackendRules
 
 THREADS = 8
 COROUTINES = 1000
-SOON_S = 5.0
 WAKE_UPS = 20
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -91,7 +90,7 @@ class ScheduleRules(BackendRules):
             handle = backend.schedule(work())
             assert waiting.wait(self.deadline_s)
             assert handle.cancel()
-            assert cancelled.wait(min(self.deadline_s, SOON_S)), "the coroutine did not hear of it"
+            assert cancelled.wait(self.soon_s), "the coroutine did not hear of it"
 
     def test_schedule_wakes_an_idle_loop(self) -> None:
         """A coroutine scheduled by another thread starts soon although the loop sleeps."""
@@ -104,7 +103,7 @@ class ScheduleRules(BackendRules):
                 time.sleep(0.002)
                 began = time.monotonic()
                 started = backend.schedule(now()).result(self.deadline_s)  # type: ignore[call-arg]
-                assert started - began < SOON_S
+                assert started - began < self.soon_s
 
     def test_schedule_from_many_threads(self) -> None:
         """8 threads schedule 1000 coroutines each: all of them run once, those of a thread in its order."""

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+
 from stellane.abc.journal import Durability, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalLocked
 from stellane.recovery.journal import Journal
@@ -40,6 +41,7 @@ from stellane.testing.journal_records import make_record, make_records, make_req
 
 CHILD_TIMEOUT_S = 30.0
 BIT_FLIPS = 24
+BUSY_S = 1.5
 DEADLINE_S = 5.0
 
 
@@ -152,10 +154,7 @@ class JournalEngineConformance:
     def test_the_lock_dies_with_its_process(self) -> None:
         """A killed writer's lock does not keep the next one out."""
         with self._start_child("hold") as child:
-            assert child.stdout is not None
-            ready, _, _ = select.select([child.stdout], [], [], CHILD_TIMEOUT_S)
-            assert ready, "the other process did not open the journal in time"
-            assert msgspec.json.decode(child.stdout.readline()) == {"open": True}
+            assert self._first_line(child) == {"open": True}
             child.kill()
         self._open().append(make_records(1, 1), 1)
 
@@ -184,6 +183,33 @@ class JournalEngineConformance:
         assert [seq for seq, _ in self._records(self._open(create=False, read_only=True))] == list(range(1, 21))
         writer.append(make_records(21, 1), 21)
         assert [seq for seq, _ in self._records(writer)] == list(range(1, 22))
+
+    def test_a_reader_is_not_misled_by_a_busy_writer(self) -> None:
+        """While another process appends and releases at full speed every look sees a run of records
+        without a gap, except for a last one that is just being written, and never less than before."""
+        if not self.make_engine().capabilities.concurrent_reader:
+            pytest.skip("not run: the engine says that it has no concurrent reader")
+        with self._start_child("append-forever") as child:
+            try:
+                self._first_line(child)
+                newest = looks = 0
+                deadline = time.monotonic() + BUSY_S
+                while time.monotonic() < deadline:
+                    reader = self._open(create=False, read_only=True)
+                    items = list(reader.scan())
+                    reader.close()
+                    if items and isinstance(items[-1], Gap):
+                        items.pop()
+                    assert [item for item in items if isinstance(item, Gap)] == []
+                    seqs = [item[0] for item in items if not isinstance(item, Gap)]
+                    assert len(seqs) >= RECORDS
+                    assert seqs == list(range(seqs[0], seqs[-1] + 1))
+                    assert seqs[-1] >= newest
+                    newest = seqs[-1]
+                    looks += 1
+                assert looks > 1
+            finally:
+                child.kill()
 
     # --- Getting rid of records -------------------------------------------------------------------
 
@@ -302,7 +328,7 @@ class JournalEngineConformance:
     def test_bit_rot_is_noticed(self, tmp_path: Path) -> None:
         """One flipped bit anywhere: the journal opens or raises a JournalError, and every acknowledged
         request is there unchanged or named as lost."""
-        dice = random.Random(20)  # noqa: S311 - repeatable on purpose
+        dice = random.Random(20)
         original = tmp_path / "original"
         journal = self._open_journal(original)
         requests = {}
@@ -404,12 +430,19 @@ class JournalEngineConformance:
     def _start_child(self, action: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         cls = type(self)
         program = [sys.executable, "-m", "stellane.testing.journal_child", inspect.getfile(cls), cls.__name__]
-        return subprocess.Popen(  # noqa: S603 - our own module and the author's file
+        return subprocess.Popen(
             [*program, action, str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
         )
+
+    @staticmethod
+    def _first_line(child: subprocess.Popen[bytes]) -> Any:
+        assert child.stdout is not None
+        ready, _, _ = select.select([child.stdout], [], [], CHILD_TIMEOUT_S)
+        assert ready, "the other process did not open the journal in time"
+        return msgspec.json.decode(child.stdout.readline())
 
     def _child(self, action: str, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
         """Run an action of `journal_child` to its end; the lines it printed."""

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from stellane.abc.journal import JournalEngine
 from stellane.testing.journal_records import make_records
 
 RECORDS = 100
-"""Records that `append-and-die` appends one by one."""
+"""Records that `append-and-die` appends one by one, and that `append-forever` keeps."""
 
 
 def load_class(file: str, name: str) -> Any:
@@ -63,6 +64,20 @@ def hold(engine: JournalEngine, path: Path) -> None:
     engine.open(path)
     say(open=True)
     sys.stdin.read()
+
+
+def append_forever(engine: JournalEngine, path: Path) -> None:
+    """Append and release without end, keeping at least RECORDS records."""
+    engine.open(path)
+    seq = 1
+    while True:
+        batch = make_records(seq, 10, 800)
+        engine.append(batch, seq)
+        seq += len(batch)
+        if seq % 500 == 1:
+            engine.release(seq - RECORDS - 1)
+        if seq == 501:
+            say(appended=seq)
 
 
 def try_open(engine: JournalEngine, path: Path) -> None:
@@ -109,6 +124,7 @@ def fail_sync(engine: JournalEngine, path: Path) -> None:
 ACTIONS = {
     "append-and-die": append_and_die,
     "hold": hold,
+    "append-forever": append_forever,
     "try-open": try_open,
     "fail-write": fail_write,
     "fail-sync": fail_sync,

@@ -55,8 +55,8 @@ def small_file_system(mount_point: Path) -> Iterator[Path]:
         pytest.skip("not run: mounting a small file system needs root")
     mount_point.mkdir()
     options = f"size={FULL_DISK_BYTES},mode=700"
-    mounted = subprocess.run(  # noqa: S603 - our own arguments
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount_point)],  # noqa: S607 - the system's own mount
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount_point)],
         capture_output=True,
         text=True,
         check=False,
@@ -66,7 +66,7 @@ def small_file_system(mount_point: Path) -> Iterator[Path]:
     try:
         yield mount_point
     finally:
-        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)  # noqa: S603, S607 - as above
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
 def failing_sync(directory: Path) -> dict[str, str]:
@@ -81,7 +81,7 @@ def failing_sync(directory: Path) -> dict[str, str]:
     source, shim = directory / "failing_sync.c", directory / "failing_sync.so"
     source.write_text(_SHIM)
     command = [compiler, "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"]
-    subprocess.run(command, check=True)  # noqa: S603 - our own arguments
+    subprocess.run(command, check=True)
     return {
         "LD_PRELOAD": str(shim),
         "STELLANE_FAULT_ARMED": str(directory / "armed"),

@@ -212,7 +212,8 @@ class FileJournal(JournalEngine):
             raise JournalLocked(text, path=self._path) from None
 
     def _find_end(self) -> None:
-        """Where the next record goes: after the last valid one."""
+        """Where the next record goes: after the last valid one, or into a fresh segment when the last
+        one is damaged, so that it can be released whole."""
         for segment in reversed(self._segments):
             content = read_segment(segment)
             end = RECORDS_OFFSET
@@ -260,7 +261,6 @@ class FileJournal(JournalEngine):
         content = read_segment(segment, descriptor)
         cut = [gap for gap in content.damage if not gap.raw]
         yield from (gap for gap in content.damage if gap.raw)
-        damaged = bool(content.damage)
         # Before the first record only the header knows which ones were here.
         next_seq = content.header.base_seq if content.header is not None else 0
         for found in content.walk():
@@ -269,13 +269,9 @@ class FileJournal(JournalEngine):
                 if found.seq >= from_seq:
                     yield found.seq, found.raw
             else:
-                damaged = True
                 where = f"{segment.path.name} at byte {found.offset}"
                 yield Gap(where, "these bytes are not a record", found.raw, next_seq)
         yield from cut
-        if damaged:
-            # New records go into a fresh segment, so that this one can be released whole.
-            self._roll_next = True
 
     # --- Writing ----------------------------------------------------------------------------------
 

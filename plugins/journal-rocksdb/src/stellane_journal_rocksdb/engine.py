@@ -18,7 +18,14 @@ from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
 
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
-from stellane_journal_rocksdb.database import error_text, is_ours_to_handle, open_reader, open_writer, poisoned
+from stellane_journal_rocksdb.database import (
+    READER_TRIES_MAX,
+    error_text,
+    is_ours_to_handle,
+    open_reader,
+    open_writer,
+    poisoned,
+)
 from stellane_journal_rocksdb.high_water import HighWater, read_high_water
 
 WRITE_BUFFER_BYTES = 16_777_216
@@ -62,20 +69,18 @@ class RocksDbJournal(JournalEngine):
 
     def open(self, path: Path, *, create: bool = True, read_only: bool = False) -> None:
         self._path = path
-        database = path / "db"
         if read_only:
-            self._database, self._damage = open_reader(database, self._write_buffer_bytes)
-        else:
-            keep = path / f"damaged-{time.time_ns()}"
-            self._database, self._damage = open_writer(
-                database, self._write_buffer_bytes, create=create, keep_damaged=keep
-            )
-            if self._damage:
-                self._damage += f" (the log files were copied to {keep.name})"
+            self._open_to_read(path)
+            return
+        keep = path / f"damaged-{time.time_ns()}"
+        self._database, self._damage = open_writer(
+            path / "db", self._write_buffer_bytes, create=create, keep_damaged=keep
+        )
+        if self._damage:
+            self._damage += f" (the log files were copied to {keep.name})"
         try:
             self._kept_seq = read_high_water(path / "high-water")
-            if not read_only:
-                self._high_water = HighWater(path / "high-water")
+            self._high_water = HighWater(path / "high-water")
             self._first_seq, self._appended_seq = self._ends()
         except BaseException as error:
             self.close()
@@ -180,6 +185,18 @@ class RocksDbJournal(JournalEngine):
                 # Closing flushes; a poisoned database has already said why it cannot.
                 if self._poisoned is None:
                     raise JournalError(f"{self._path}: closing failed: {error_text(error)}", path=self._path) from error
+
+    def _open_to_read(self, path: Path) -> None:
+        """Open beside a writer. A log that the writer turned into a table between two steps of
+        RocksDB's opening is missing from both; real damage is still there at the next try."""
+        for _ in range(READER_TRIES_MAX):
+            self.close()
+            # Before the database: read after it, the mark would be ahead of what was opened.
+            self._kept_seq = read_high_water(path / "high-water")
+            self._database, self._damage = open_reader(path / "db", self._write_buffer_bytes)
+            self._first_seq, self._appended_seq = self._ends()
+            if not self._damage and not any(isinstance(item, Gap) for item in self.scan()):
+                return
 
     def _ends(self) -> tuple[int, int]:
         """The first and last keys that can be read; 0 for none."""

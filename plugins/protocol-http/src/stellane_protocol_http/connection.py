@@ -19,6 +19,7 @@ from stellane.errors import ClientDisconnected, RemoteProtocolError
 
 from stellane_protocol_http.exchange import H1Exchange, UnusualExchange, body_timed_out, body_too_large
 from stellane_protocol_http.head_rules import METHODS
+from stellane_protocol_http.known_heads import KnownHead, is_one_head
 
 if TYPE_CHECKING:
     from stellane_protocol_http.protocol import HttpProtocol
@@ -53,6 +54,9 @@ class H1Connection(asyncio.Protocol):
         self._codec_types = codec
         self._codec = codec.connect()
         self._need_data = codec.need_data
+        self._find_known = protocol.known_heads.find
+        self._codec_empty = True
+        self._lone_head: bytes | None = None
         self._request_type = codec.request_type
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.client: Address = None
@@ -86,7 +90,15 @@ class H1Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
-        if phase == _LINGER:
+        if phase == _HEAD and self._codec_empty:
+            known = self._find_known(data)
+            if known is not None:
+                self._known_request(known)
+                return
+            # Until the codec has given this chunk back as one whole request, it holds something.
+            self._codec_empty = False
+            self._lone_head = data if is_one_head(data) else None
+        elif phase == _LINGER:
             return
         try:
             if phase == _HEAD:
@@ -97,6 +109,7 @@ class H1Connection(asyncio.Protocol):
                     self._head_incomplete(data)
             elif phase == _RESUME or (self._exchange is not None and self._exchange.body_complete):
                 self._codec.receive_data(data)
+                self._codec_empty = False
                 self._waiting_bytes += len(data)
                 if self._waiting_bytes > PIPELINE_BUFFER_BYTES:
                     self._pause_reading()
@@ -165,6 +178,25 @@ class H1Connection(asyncio.Protocol):
             if self._phase == _LINGER:
                 self._half_close()
 
+    def _known_request(self, known: KnownHead) -> None:
+        """A request whose head was parsed and checked before; the codec does not see it."""
+        exchange = H1Exchange(self, known.method, known.head)
+        exchange.brings_ids = known.brings_ids
+        self._phase = _BUSY
+        self._exchange = exchange
+        self._out = b""
+        try:
+            self._begin(exchange)
+            if self._phase == _BUSY:
+                self.deadline = _NEVER
+        finally:
+            out = self._out
+            self._out = None
+            if out and not self.lost:
+                self._transport.write(out)
+            if self._phase == _LINGER:
+                self._half_close()
+
     def _request(self, head: Any) -> None:
         rules = self._rules
         method = METHODS.get(head.method) or rules.method(head.method)
@@ -180,7 +212,16 @@ class H1Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._phase = _BUSY
         self._exchange = exchange
+        exchange.in_codec = True
+        exchange.brings_ids = rules.brings_ids(head)
         if head.end_stream:
+            if self._lone_head is not None:
+                if exchange.plain:
+                    self._protocol.known_heads.remember(
+                        self._lone_head, KnownHead(head, method, exchange.brings_ids)
+                    )
+                self._codec_empty = True
+                self._lone_head = None
             self._begin(exchange)
             if self._phase == _BUSY:
                 self.deadline = _NEVER
@@ -341,9 +382,10 @@ class H1Connection(asyncio.Protocol):
                 self._resume_reading()
             self._exchange = None
             self._phase = _HEAD
-            self._codec.start_next_cycle()
+            if exchange.in_codec:
+                self._codec.start_next_cycle()
             self.deadline = self._protocol.idle_deadline
-            if self._out is None:
+            if self._out is None and not self._codec_empty:
                 self._resume_parsing()
             return
         exchange.response_over()

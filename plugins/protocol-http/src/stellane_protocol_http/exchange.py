@@ -30,6 +30,9 @@ class H1Exchange(Exchange):
     body_bytes = 0
     watched = False
     """Somebody waits for the client to go."""
+    in_codec = False
+    """The codec parsed it, and waits to be told that it has been answered."""
+    brings_ids = False
     _parts: deque[bytes] | None = None
     _buffered_bytes = 0
     _error: Exception | None = None

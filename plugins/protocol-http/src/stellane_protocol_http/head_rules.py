@@ -70,6 +70,11 @@ class HeadRules:
         if fields.get(b"content-length") is not None or fields.get(b"transfer-encoding") is not None:
             self._check_framing(head)
 
+    def brings_ids(self, head: RequestHead) -> bool:
+        """Whether the request names itself or its trace (`Exchange.brings_ids`)."""
+        get = head.headers.get
+        return get(b"x-request-id") is not None or get(b"traceparent") is not None
+
     def path_and_query(self, head: RequestHead, method: str) -> tuple[bytes, bytes]:
         """The path and query of a target in any of its forms (RFC 9112 section 3.2)."""
         if head.target[:1] == b"/":

@@ -12,6 +12,7 @@ from stellane.config import Config
 from stellane_protocol_http.codec import load_codec
 from stellane_protocol_http.connection import H1Connection
 from stellane_protocol_http.head_rules import HeadRules
+from stellane_protocol_http.known_heads import KnownHeads
 from stellane_protocol_http.response_head import HeadWriter
 
 TICK_S = 0.25
@@ -44,6 +45,7 @@ class HttpProtocol(Protocol):
         self.codec_in_use = load_codec(config.http.codec)
         self.codec = self.codec_in_use.name
         self.rules = HeadRules(config.limits)
+        self.known_heads = KnownHeads()
         self.head_writer = HeadWriter(server=config.http.server_header, date=config.http.date_header)
         self._look_at_clock()
         return lambda: H1Connection(self)

@@ -1,0 +1,90 @@
+"""Heads recognised by their bytes: faster, and never a way to smuggle a request."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from stellane.abc import Exchange
+from stellane_protocol_http.known_heads import HEAD_BYTES_MAX, HEADS_MAX, KnownHead, KnownHeads, is_one_head
+
+GET = b"GET /known HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def show(exchange: Exchange) -> None:
+    body = b""
+    while part := await exchange.receive():
+        body += part
+    fields = b",".join(b"%b=%b" % field for field in exchange.headers)
+    exchange.respond(200, [], b"%b %b %b" % (exchange.path, fields, body))
+
+
+def test_repeated_heads_give_the_same_request_on_any_connection(serve: Any) -> None:
+    """The second time is answered as the first, and the connection goes on with other requests."""
+    server = serve(show)
+    first, second = server.connect(), server.connect()
+    for client in (first, first, second, first):
+        client.send(GET)
+        assert client.response().body == b"/known host=a "
+    assert server.call(lambda: server.protocol.known_heads.find(GET)) is not None, "it was not remembered"
+    first.send(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
+    assert first.response().body == b"/other host=a,content-length=2 hi"
+    first.send(GET)
+    assert first.response().body == b"/known host=a "
+
+
+def test_known_bytes_inside_another_request_are_not_a_request(serve: Any) -> None:
+    """As a body, as the rest of a body, and as the value of a field that has begun."""
+    server = serve(show)
+    client = server.connect()
+    client.send(GET)
+    assert client.response().status == 200
+    client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(GET))
+    time.sleep(0.05)
+    client.send(GET)
+    assert client.response().body == b"/p host=a,content-length=%d %b" % (len(GET), GET)
+    client.send(b"GET /q HTTP/1.1\r\nX: ")
+    time.sleep(0.05)
+    client.send(GET)
+    assert client.response().body == b"/q x=GET /known HTTP/1.1,host=a "
+
+
+def test_known_bytes_behind_a_pipelined_half_head_are_not_a_request(serve: Any) -> None:
+    """A chunk that ends in the middle of a second head leaves the codec with a rest."""
+    server = serve(show)
+    client = server.connect()
+    client.send(GET)
+    assert client.response().status == 200
+    client.send(GET + b"GET /r HTTP/1.1\r\nX: ")
+    assert client.response().body == b"/known host=a "
+    client.send(GET)
+    assert client.response().body == b"/r x=GET /known HTTP/1.1,host=a "
+
+
+def test_heads_that_need_thought_are_not_remembered(serve: Any) -> None:
+    """Connection: close, HTTP/1.0 and HEAD take the long way every time."""
+    server = serve(show)
+    for head in (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
+        for _ in range(2):
+            client = server.connect()
+            client.send(head)
+            assert client.response(head_only=head.startswith(b"HEAD")).status == 200
+        assert server.call(lambda head=head: server.protocol.known_heads.find(head)) is None
+
+
+def test_memory_is_bounded() -> None:
+    """known_heads.HEADS_MAX heads of at most HEAD_BYTES_MAX bytes."""
+    heads = KnownHeads()
+    for number in range(HEADS_MAX * 2 + 1):
+        heads.remember(b"%d" % number, KnownHead(None, "GET", False))
+    assert sum(heads.find(b"%d" % number) is not None for number in range(HEADS_MAX * 2 + 1)) <= HEADS_MAX
+    longest = b"x" * (HEAD_BYTES_MAX - 4) + b"\r\n\r\n"
+    assert is_one_head(longest)
+    assert not is_one_head(b"x" + longest)
+    assert not is_one_head(b"a\r\n\r\nb\r\n\r\n")
+    assert not is_one_head(b"a\r\n\r\nb")
+    assert not is_one_head(b"a")
