@@ -132,7 +132,11 @@ class RuntimeFactory:
 
     def _select(self, kind: Kind, name: str, key: str) -> Loaded:
         if kind not in self._selected:
-            loaded = self._loader.load(kind, name)
+            try:
+                loaded = self._loader.load(kind, name)
+            except PluginNotFound as error:
+                # The one plugin error that is about a word in the configuration: say where it stands.
+                raise PluginNotFound(f"{self._why(key, name)}: {error}", kind=kind, name=name) from None
             self._selected[kind] = loaded
             self._choose(loaded, self._why(key, name))
         return self._selected[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,10 @@ def print_banner(addresses: Sequence[str], facts: Sequence[dict[str, Any]], *, s
     }
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value))
-    console = Console(stderr=True, highlight=False)
     # A terminal's width is for people; elsewhere each fact stays on one line for programs to find.
+    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
     console.print(Text(f"stellane {metadata.version('stellane-kernel')}", style="bold"))
-    console.print(table, width=None if console.is_terminal else 1000)
+    console.print(table)
 
 
 def _journal(facts: dict[str, Any], pending: int) -> str:

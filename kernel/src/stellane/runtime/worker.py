@@ -148,7 +148,9 @@ class Worker:
     ) -> asyncio.Server:
         backlog = self.config.server.backlog
         if listener.family == socket.AF_UNIX:
-            return await loop.create_unix_server(factory, sock=listener, backlog=backlog)
+            # The socket's file belongs to whoever bound it; from 3.13 on asyncio would remove it.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            return await loop.create_unix_server(factory, sock=listener, backlog=backlog, **keep)
         return await loop.create_server(factory, sock=listener, backlog=backlog)
 
     async def _drain(self, servers: Sequence[asyncio.Server], spine: Spine) -> None:

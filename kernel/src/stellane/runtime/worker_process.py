@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spec-fd", type=int, required=True, help="descriptor of the WorkerSpec")
     spec = read_spec(parser.parse_args(argv).spec_fd)
     die_with_parent(spec.supervisor_pid)
-    # Ctrl-C in a terminal reaches the whole group; the supervisor decides what it means.
+    # What SIGINT means is for the supervisor to say, also when somebody sends it to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     config = msgspec.convert(spec.config, Config)

@@ -89,7 +89,7 @@ class NetworkRules(BackendRules):
     @pytest.mark.requires(Capability.TCP)
     def test_tcp_back_pressure(self) -> None:
         """5 MB to a slow reader arrive whole, and the writer never holds much more than its high-water mark."""
-        data = random.Random(5).randbytes(TRANSFER_BYTES)  # noqa: S311 - repeatable on purpose
+        data = random.Random(5).randbytes(TRANSFER_BYTES)
         held: list[int] = []
 
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

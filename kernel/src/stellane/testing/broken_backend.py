@@ -95,21 +95,21 @@ class Abandoning(AsyncioBackend):
     """Closes its loop over unfinished tasks."""
 
     def run(self) -> None:
-        with contextlib.suppress(_Left):
+        with contextlib.suppress(_LeftError):
             super().run()
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         return _LeavesTasks()
 
 
-class _Left(Exception):
+class _LeftError(Exception):
     """Ends the clean-up before it has begun."""
 
 
 class _LeavesTasks(asyncio.SelectorEventLoop):
     def run_until_complete(self, future: Any) -> Any:
         future.close()
-        raise _Left
+        raise _LeftError
 
 
 class SharesItsLoop(AsyncioBackend):
@@ -227,7 +227,7 @@ class Overtaking(Schedules):
         if self._scheduled_total % 10 or self._loop is None:
             return right()
         loop = self._loop
-        loop.call_soon_threadsafe(loop.call_later, 0.001, loop.create_task, coro)
+        loop.call_soon_threadsafe(lambda: loop.call_later(0.001, loop.create_task, coro))
         return ScheduledFuture()
 
 
@@ -245,7 +245,7 @@ class Credulous(AsyncioBackend):
 
     def schedule(self, coro: Coro, **options: Any) -> asyncio.Future[Any]:
         if not asyncio.iscoroutine(coro):
-            return ScheduledFuture()  # type: ignore[return-value]
+            return ScheduledFuture()
         return super().schedule(coro, **options)
 
 

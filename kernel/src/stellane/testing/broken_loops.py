@@ -16,8 +16,7 @@ class EarlyTimers(asyncio.SelectorEventLoop):
     """Timers fire at the next turn."""
 
     def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # noqa: ARG002
-        handle = super().call_at(self.time(), callback, *args, context=context)
-        return handle
+        return super().call_at(self.time(), callback, *args, context=context)
 
 
 class NewestFirst(asyncio.SelectorEventLoop):

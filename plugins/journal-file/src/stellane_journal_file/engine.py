@@ -21,6 +21,7 @@ from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLo
 from stellane.recovery.record import journal_id_of
 from stellane_journal_file.segment import (
     RECORDS_OFFSET,
+    Content,
     Header,
     Segment,
     encode_header,
@@ -36,6 +37,8 @@ SEGMENT_BYTES_MIN = 65_536
 RECORD_BYTES_MAX = 1_073_741_824
 LIST_TRIES_MAX = 10
 """How often a reader lists the segments anew because one was released meanwhile."""
+READ_TRIES_MAX = 10
+"""How often a reader reads a segment again because what looked damaged had changed."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -239,9 +242,10 @@ class FileJournal(JournalEngine):
         """Every segment with a descriptor; None for one that cannot be opened.
 
         All are opened before the first is read, so that a writer's release in the meantime
-        takes nothing away from this reader.
+        takes nothing away from this reader. A directory listed while files come and go may show
+        a hole that is none; a real one is still there at the last try.
         """
-        for _ in range(LIST_TRIES_MAX):
+        for tries_left in reversed(range(LIST_TRIES_MAX)):
             opened: list[tuple[Segment, int | None]] = []
             try:
                 for segment in list_segments(self._path):
@@ -252,13 +256,15 @@ class FileJournal(JournalEngine):
             except FileNotFoundError:
                 stack.close()
                 continue
-            return opened
+            if not opened or not tries_left or opened[-1][0].n - opened[0][0].n + 1 == len(opened):
+                return opened
+            stack.close()
         return [(segment, None) for segment in list_segments(self._path)]
 
     def _scan_segment(
         self, segment: Segment, descriptor: int | None, from_seq: int
     ) -> Iterator[tuple[int, bytes] | Gap]:
-        content = read_segment(segment, descriptor)
+        content = self._read_settled(segment, descriptor)
         cut = [gap for gap in content.damage if not gap.raw]
         yield from (gap for gap in content.damage if gap.raw)
         # Before the first record only the header knows which ones were here.
@@ -272,6 +278,26 @@ class FileJournal(JournalEngine):
                 where = f"{segment.path.name} at byte {found.offset}"
                 yield Gap(where, "these bytes are not a record", found.raw, next_seq)
         yield from cut
+
+    def _read_settled(self, segment: Segment, descriptor: int | None) -> Content:
+        """Read a segment that may be growing.
+
+        A page read before a record was written and a later page read after it look like damage
+        in the middle; damage is there again when the segment is read again.
+        """
+        content = read_segment(segment, descriptor)
+        if not self._read_only:
+            return content
+        damage = content.damaged_before_a_record()
+        for _ in range(READ_TRIES_MAX):
+            if not damage:
+                break
+            content = read_segment(segment, descriptor)
+            again = content.damaged_before_a_record()
+            if again == damage:
+                break
+            damage = again
+        return content
 
     # --- Writing ----------------------------------------------------------------------------------
 

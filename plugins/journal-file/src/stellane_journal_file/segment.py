@@ -69,6 +69,13 @@ class Content:
         journal_id = self.header.journal_id if self.header is not None else None
         return walk(self.data, RECORDS_OFFSET, journal_id=journal_id)
 
+    def damaged_before_a_record(self) -> list[Found]:
+        """The damage that is followed by a record: not what a write in progress leaves."""
+        found = list(self.walk())
+        while found and not found[-1].seq:
+            found.pop()
+        return [item for item in found if not item.seq]
+
 
 def segment_name(n: int) -> str:
     """The file name of segment `n`."""

@@ -19,7 +19,6 @@ from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
 from stellane_journal_rocksdb.database import (
-    READER_TRIES_MAX,
     error_text,
     is_ours_to_handle,
     open_reader,
@@ -33,6 +32,8 @@ WRITE_BUFFER_BYTES_MIN = 65_536
 FREE_BYTES_MIN = 67_108_864
 RECORD_BYTES_MAX = 268_435_456
 KEY_BYTES = 8
+VIEW_TRIES_MAX = 10
+"""How often a reader opens the database to get a whole view beside a writer."""
 
 _AFTER_ALL_KEYS = b"\xff" * (KEY_BYTES + 1)
 
@@ -187,15 +188,21 @@ class RocksDbJournal(JournalEngine):
                     raise JournalError(f"{self._path}: closing failed: {error_text(error)}", path=self._path) from error
 
     def _open_to_read(self, path: Path) -> None:
-        """Open beside a writer. A log that the writer turned into a table between two steps of
-        RocksDB's opening is missing from both; real damage is still there at the next try."""
-        for _ in range(READER_TRIES_MAX):
+        """Open beside a writer, again and again until the view is whole.
+
+        A log that the writer turns into a table between two steps of RocksDB's opening is
+        missing from both; real damage is still there at the last try. And a view may show a
+        release but not all that was appended before it, until the next one is opened.
+        """
+        first = -1
+        for _ in range(VIEW_TRIES_MAX):
             self.close()
             # Before the database: read after it, the mark would be ahead of what was opened.
             self._kept_seq = read_high_water(path / "high-water")
             self._database, self._damage = open_reader(path / "db", self._write_buffer_bytes)
             self._first_seq, self._appended_seq = self._ends()
-            if not self._damage and not any(isinstance(item, Gap) for item in self.scan()):
+            settled, first = first == self._first_seq, self._first_seq
+            if settled and not self._damage and not any(isinstance(item, Gap) for item in self.scan()):
                 return
 
     def _ends(self) -> tuple[int, int]:

@@ -43,7 +43,10 @@ class HeadWriter:
         if self._server.count(b"\n") > 1:
             raise LocalProtocolError("http.server_header must be one line")
         self._date = date
-        self._stamp_until = 0.0
+        self._stamp_from = self._stamp_until = 0
+        self._last_headers: Headers | None = None
+        self._last_bytes = self._last_status = 0
+        self._last_head = b""
         self._stamp = b""
         self._names: dict[bytes, int] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
@@ -55,8 +58,10 @@ class HeadWriter:
         The same head is often sent many times within a second, so finished ones are kept until
         the Date changes. Raises LocalProtocolError.
         """
-        if not self._stamp_until - 1 <= time.time() < self._stamp_until:
+        if not self._stamp_from <= time.time() < self._stamp_until:
             self.stamp()
+        if headers is self._last_headers and body_bytes == self._last_bytes and status == self._last_status:
+            return self._last_head  # the very same tuple as the last time
         try:
             key = (status, body_bytes, headers if type(headers) is tuple else tuple(headers))
             head = self._heads.get(key)
@@ -72,15 +77,18 @@ class HeadWriter:
             if len(self._heads) >= _HEADS_MAX:
                 self._heads.clear()
             self._heads[key] = head
+        if key[2] is headers:  # a tuple: nobody can change it
+            self._last_headers, self._last_bytes, self._last_status, self._last_head = headers, body_bytes, status, head
         return head
 
     def stamp(self) -> bytes:
         """The Date and Server lines. Looks at the clock every time: a loop blocked for seconds
         must not send an old date (RFC 9110 section 6.6.1)."""
         now = time.time()
-        if not self._stamp_until - 1 <= now < self._stamp_until:
-            self._stamp_until = int(now) + 1
+        if not self._stamp_from <= now < self._stamp_until:
+            self._stamp_from, self._stamp_until = int(now), int(now) + 1
             self._heads.clear()
+            self._last_headers = None
             date = b"date: " + formatdate(int(now), usegmt=True).encode("ascii") + b"\r\n" if self._date else b""
             self._stamp = date + self._server
         return self._stamp
