@@ -98,7 +98,8 @@ class TestCheck:
         Path("stellane.config.toml").write_text("[runtime]\nbackend = 'io_uring'\n")
         done = stellane("config", "check")
         assert done.exit_code == 2
-        assert done.stderr.startswith("Error: backend 'io_uring' is not built yet. Installed: ")
+        where = 'Error: runtime.backend = "io_uring" (stellane.config.toml:2): '
+        assert done.stderr.startswith(where + "backend 'io_uring' is not built yet. Installed: ")
 
     def test_good_configuration_tells_its_choices(self, tmp_path: Path) -> None:
         usable = "stellane_api_level = 1\n"

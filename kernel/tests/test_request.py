@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from stellane import HTTPError, Request
 from stellane.app.form import FORM_FIELDS_MAX
 from stellane.errors import BodyTooLarge, ClientDisconnected

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
 from stellane import HTTPError, Response
 from stellane.app.response import as_response
 from stellane.app.signature import qualified_name
@@ -65,16 +66,15 @@ def test_changing_one_response_changes_no_other() -> None:
 @pytest.mark.parametrize("how", ["headers", "content_type", "set_header", "add_header"])
 def test_a_value_that_would_break_the_head_is_refused(value: str, how: str) -> None:
     """RFC 9110 section 5.5: response splitting begins with CR or LF in a value."""
+    response = Response("x")
+    make = {
+        "headers": lambda: Response("x", headers={"a": value}),
+        "content_type": lambda: Response("x", content_type=value),
+        "set_header": lambda: response.set_header("a", value),
+        "add_header": lambda: response.add_header("a", value),
+    }[how]
     with pytest.raises(ValueError, match="header field"):
-        match how:
-            case "headers":
-                Response("x", headers={"a": value})
-            case "content_type":
-                Response("x", content_type=value)
-            case "set_header":
-                Response("x").set_header("a", value)
-            case _:
-                Response("x").add_header("a", value)
+        make()
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\n", "é", "(a)"])
@@ -151,7 +151,7 @@ def test_cookies_are_fields_of_their_own_and_can_be_deleted() -> None:
     response.delete_cookie("b", path="/p")
     first, second = response.headers.getall("set-cookie")
     assert first.startswith("a=1;")
-    assert second.startswith("b=;") or second.startswith('b="";')
+    assert second.startswith(("b=;", 'b="";'))
     assert "Max-Age=0" in second
     assert "Path=/p" in second
 

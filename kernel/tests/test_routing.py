@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
+
 from stellane.app.context import Context
 from stellane.app.request import Request
 from stellane.app.routing import NotRouted, Router, make_route

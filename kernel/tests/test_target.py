@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stellane import Server
 from stellane.app.asgi import ASGIApplication
 from stellane.app.target import as_application, load_target
@@ -167,5 +168,5 @@ def test_the_same_file_may_be_loaded_again() -> None:
 
 
 def test_as_application_names_what_it_was_given_for() -> None:
-    with pytest.raises(TargetError, match="^TestClient is 7"):
+    with pytest.raises(TargetError, match=r"^TestClient is 7"):
         as_application(7, "TestClient")

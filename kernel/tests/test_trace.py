@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stellane.app.context import Context
 from stellane.app.request_id import new_request_id, request_id_of
 from stellane.app.resources import Resources

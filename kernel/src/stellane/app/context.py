@@ -95,10 +95,13 @@ class Context:
         return self.resources.get(name)
 
     def answer_fields(self) -> Fields:
-        """Header fields that go with every answer: the request's ids, when the request brought them."""
+        """Header fields that go with every answer: the request's ids, when the request brought them.
+
+        A journaled request always has: the recorder adds them to its fields.
+        """
         exchange = self._exchange
         fields: Fields = ()
-        if exchange.header(b"x-request-id") is not None or exchange.journal_request_id is not None:
+        if exchange.header(b"x-request-id") is not None:
             fields = ((b"x-request-id", self.request_id.encode("ascii")),)
         if exchange.header(b"traceparent") is not None:
             fields += ((b"traceresponse", self.trace.traceparent.encode("ascii")),)

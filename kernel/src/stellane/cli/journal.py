@@ -28,7 +28,7 @@ from stellane.recovery.journal import Journal, LedgerEntry
 BODY_PREVIEW_BYTES = 1024
 VERIFY_TRIES_MAX = 4
 VERIFY_DELAY_S = 0.05
-"""A record that a server is just writing looks torn: look again after this long, seconds."""
+"""What a server is just writing or moving may look damaged: look again after this long, seconds."""
 
 _SLOT = re.compile(r"\Aw([0-9]+)\Z")
 _ENTRY = re.compile(r"\A(?:w([0-9]+)/)?([0-9]+)\Z")
@@ -259,7 +259,7 @@ def _verify(name: str, path: Path, loaded: LoadedConfig) -> dict[str, Any]:
     opened = _open(path, loaded)
     opened.close()
     for _ in range(VERIFY_TRIES_MAX - 1):
-        if opened.report.torn is None:
+        if opened.report.torn is None and not opened.report.corruption:
             break
         time.sleep(VERIFY_DELAY_S)
         opened = _open(path, loaded)

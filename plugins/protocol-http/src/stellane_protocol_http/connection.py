@@ -68,6 +68,7 @@ class H1Connection(asyncio.Protocol):
         self.deadline = _NEVER
         self._phase = _HEAD
         self._exchange: H1Exchange | None = None
+        self._unbegun: H1Exchange | None = None
         self._out: bytes | None = None
         self._head_bytes = 0
         self._chunk_bytes = 0
@@ -170,6 +171,8 @@ class H1Connection(asyncio.Protocol):
                     if (exchange is not None and exchange.body_complete) or self._phase == _LINGER or self.lost:
                         break  # what follows belongs to the next request, which waits its turn
                 event = next_event()
+            if self._unbegun is not None:
+                self._begin_unbegun()
         finally:
             out = self._out
             self._out = None
@@ -227,7 +230,12 @@ class H1Connection(asyncio.Protocol):
                 self.deadline = _NEVER
         else:
             self._expect_body(head, exchange)
-            self._begin(exchange)
+            # Body that came with the head is fed first: a small request then needs no waiting.
+            self._unbegun = exchange
+
+    def _begin_unbegun(self) -> None:
+        exchange, self._unbegun = self._unbegun, None
+        self._begin(exchange)
 
     def _body_event(self, event: Any) -> bool:
         kind = type(event)
@@ -274,6 +282,8 @@ class H1Connection(asyncio.Protocol):
         assert self._exchange is not None
         self.deadline = _NEVER
         self._exchange.feed_end()
+        if self._unbegun is not None:
+            self._begin_unbegun()
 
     def body_taken(self, exchange: H1Exchange, waiting_bytes: int) -> None:
         """The application took a part of the body and `waiting_bytes` are left."""
@@ -298,7 +308,7 @@ class H1Connection(asyncio.Protocol):
 
     def _remote_error(self, error: Exception) -> None:
         exchange = self._exchange
-        if exchange is not None and self._phase == _BUSY:
+        if exchange is not None and exchange is not self._unbegun and self._phase == _BUSY:
             # The body is broken: the application hears of it and still answers; then it is over.
             self.keeps_alive = False
             exchange.fail(RemoteProtocolError(f"request body: {error}"))
@@ -434,6 +444,7 @@ class H1Connection(asyncio.Protocol):
     def _refuse(self, error: RemoteProtocolError) -> None:
         """Answer a request that never became an exchange, and close."""
         self._protocol.errors_total += 1
+        self._unbegun = None
         body = f"{error}\n".encode()
         head, _, _ = self.head_writer.head(error.status, [(b"content-type", b"text/plain; charset=utf-8")], len(body))
         if error.status == 503:
