@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import threading
@@ -105,7 +106,7 @@ class LifeRules(BackendRules):
         with watchdog(self.deadline_s):
             backend.run()
         assert started == []
-        assert coroutine.cr_frame is None, "the coroutine was not closed"
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
         assert handle.cancelled()
 
     def test_stop_from_a_signal_handler(self) -> None:

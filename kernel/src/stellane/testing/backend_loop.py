@@ -51,8 +51,12 @@ class LoopRules(BackendRules):
         async def main(_: Backend) -> None:
             loop = asyncio.get_running_loop()
             start = loop.time()
+
+            def fire(due: float) -> None:
+                fired.append((due, loop.time() - start))
+
             for delay_s in (0.06, 0.02, 0.1, 0.04, 0.08):
-                loop.call_at(start + delay_s, lambda due=delay_s: fired.append((due, loop.time() - start)))
+                loop.call_at(start + delay_s, fire, delay_s)
             loop.call_at(start + 0.05, fired.append, (0.05, 0.0)).cancel()
             while len(fired) < 5:
                 await asyncio.sleep(0.01)
@@ -188,7 +192,7 @@ class LoopRules(BackendRules):
                 await asyncio.sleep(0)
                 return "went on"
 
-            return await backend.schedule(impatient())
+            return str(await backend.schedule(impatient()))
 
         assert self.run_main(main) == "went on"
 

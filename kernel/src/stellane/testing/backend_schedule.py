@@ -198,7 +198,7 @@ class ScheduleRules(BackendRules):
         async def main(backend: Backend) -> None:
             await backend.schedule(leave("on the loop"), context=contexts[1])
             handle = await asyncio.to_thread(backend.schedule, leave("in a thread"), context=contexts[2])
-            await asyncio.wrap_future(handle)  # type: ignore[arg-type]
+            await asyncio.wrap_future(handle)
 
         backend = self.make_backend()
         backend.schedule(leave("before run"), context=contexts[0])
@@ -218,7 +218,7 @@ class ScheduleRules(BackendRules):
             return variable.get()
 
         async def main(backend: Backend) -> str:
-            return await backend.schedule(outer(backend), context=shared)
+            return str(await backend.schedule(outer(backend), context=shared))
 
         assert self.run_main(main) == "from inside"
 

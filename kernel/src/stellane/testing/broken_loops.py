@@ -1,3 +1,5 @@
+# mypy: disable-error-code="override"
+# The overrides take what their callers give, without the type variables of the originals.
 """Event loops that break one rule each, for `broken_backend`. Each class says which.
 
 They reach into asyncio's selector loop on purpose: that is where a new loop goes wrong.

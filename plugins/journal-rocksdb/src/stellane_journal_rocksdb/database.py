@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -64,27 +63,44 @@ def open_writer(path: Path, write_buffer_bytes: int, *, create: bool, keep_damag
         raise _translate(error, path) from error
 
 
-def open_reader(path: Path, write_buffer_bytes: int) -> tuple[Rdict, str]:
-    """Open for reading beside a writer; nothing in `path` is changed. Otherwise as `open_writer`."""
-    damage = ""
-    mode = DBRecoveryMode.tolerate_corrupted_tail_records()
+def open_reader(path: Path, write_buffer_bytes: int, private: Path) -> tuple[Rdict, str]:
+    """Open as a secondary instance, which may follow a writer; nothing in `path` is changed.
+
+    `private` is an empty directory for its information log. Otherwise as `open_writer`.
+    """
+    tolerant = DBRecoveryMode.tolerate_corrupted_tail_records()
     for attempt in range(1, READER_TRIES_MAX + 1):
         try:
-            # The information log would be written, and an older one renamed, beside the writer's.
-            with tempfile.TemporaryDirectory(prefix="stellane-rocksdb-") as log_directory:
-                chosen = options(write_buffer_bytes, mode, create=False)
-                chosen.set_db_log_dir(log_directory)
-                return Rdict(str(path), chosen, access_type=AccessType.read_only(False)), damage
+            chosen = options(write_buffer_bytes, tolerant, create=False)
+            # A secondary instance keeps every table open, since the writer may delete it.
+            chosen.set_max_open_files(-1)
+            return Rdict(str(path), chosen, access_type=AccessType.secondary(str(private))), ""
         except BaseException as error:
             refusal = _translate(error, path)
-            if isinstance(refusal, JournalCorrupt) and not damage and "Corruption" in error_text(error):
-                damage = error_text(error)
-                mode = DBRecoveryMode.skip_any_corrupted_record()
-            elif attempt == READER_TRIES_MAX:
+            if isinstance(refusal, JournalCorrupt) and "Corruption" in error_text(error):
+                return _open_damaged_reader(path, write_buffer_bytes, private), error_text(error)
+            if attempt == READER_TRIES_MAX:
                 raise refusal from error
-            else:
-                time.sleep(0.01 * attempt)
+            time.sleep(0.01 * attempt)
     raise JournalError(f"{path}: cannot be opened for reading", path=path)
+
+
+def _open_damaged_reader(path: Path, write_buffer_bytes: int, private: Path) -> Rdict:
+    """Open without the damaged parts; a secondary instance cannot, so this one follows nobody."""
+    chosen = options(write_buffer_bytes, DBRecoveryMode.skip_any_corrupted_record(), create=False)
+    chosen.set_db_log_dir(str(private))
+    try:
+        return Rdict(str(path), chosen, access_type=AccessType.read_only(False))
+    except BaseException as error:
+        raise _translate(error, path) from error
+
+
+def catch_up(database: Rdict, path: Path) -> None:
+    """Bring a reader up to date. Raises JournalCorrupt or another JournalError."""
+    try:
+        database.try_catch_up_with_primary()
+    except BaseException as error:
+        raise _translate(error, path) from error
 
 
 def poisoned(what: str, error: BaseException, path: Path) -> JournalPoisoned:

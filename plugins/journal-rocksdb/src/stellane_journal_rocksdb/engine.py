@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
 from stellane_journal_rocksdb.database import (
+    catch_up,
     error_text,
     is_ours_to_handle,
     open_reader,
@@ -32,8 +34,8 @@ WRITE_BUFFER_BYTES_MIN = 65_536
 FREE_BYTES_MIN = 67_108_864
 RECORD_BYTES_MAX = 268_435_456
 KEY_BYTES = 8
-VIEW_TRIES_MAX = 10
-"""How often a reader opens the database to get a whole view beside a writer."""
+VIEW_TRIES_MAX = 20
+"""How often a reader catches up with a writer to get a whole view."""
 
 _AFTER_ALL_KEYS = b"\xff" * (KEY_BYTES + 1)
 
@@ -67,11 +69,16 @@ class RocksDbJournal(JournalEngine):
         self._appended_seq = 0
         self._synced_seq = 0
         self._poisoned: BaseException | None = None
+        self._private: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self, path: Path, *, create: bool = True, read_only: bool = False) -> None:
         self._path = path
         if read_only:
-            self._open_to_read(path)
+            try:
+                self._open_to_read(path)
+            except BaseException:
+                self.close()
+                raise
             return
         keep = path / f"damaged-{time.time_ns()}"
         self._database, self._damage = open_writer(
@@ -179,30 +186,41 @@ class RocksDbJournal(JournalEngine):
         high_water, self._high_water = self._high_water, None
         if high_water is not None:
             high_water.close()
-        if database is not None:
-            try:
+        private, self._private = self._private, None
+        try:
+            if database is not None:
                 database.close()
-            except Exception as error:
-                # Closing flushes; a poisoned database has already said why it cannot.
-                if self._poisoned is None:
-                    raise JournalError(f"{self._path}: closing failed: {error_text(error)}", path=self._path) from error
+        except Exception as error:
+            # Closing flushes; a poisoned database has already said why it cannot.
+            if self._poisoned is None:
+                raise JournalError(f"{self._path}: closing failed: {error_text(error)}", path=self._path) from error
+        finally:
+            if private is not None:
+                private.cleanup()
 
     def _open_to_read(self, path: Path) -> None:
-        """Open beside a writer, again and again until the view is whole.
+        """Open beside a writer, and follow it until the view is whole.
 
         A log that the writer turns into a table between two steps of RocksDB's opening is
-        missing from both; real damage is still there at the last try. And a view may show a
-        release but not all that was appended before it, until the next one is opened.
+        missing from both until the reader catches up; real damage stays. And a view may show a
+        release but not all that was appended before it; the next one does.
         """
         first = -1
         for _ in range(VIEW_TRIES_MAX):
-            self.close()
             # Before the database: read after it, the mark would be ahead of what was opened.
             self._kept_seq = read_high_water(path / "high-water")
-            self._database, self._damage = open_reader(path / "db", self._write_buffer_bytes)
+            if self._database is None:
+                self._private = tempfile.TemporaryDirectory(prefix="stellane-rocksdb-")
+                self._database, self._damage = open_reader(
+                    path / "db", self._write_buffer_bytes, Path(self._private.name)
+                )
+            else:
+                catch_up(self._database, path / "db")
             self._first_seq, self._appended_seq = self._ends()
+            if self._damage:
+                return
             settled, first = first == self._first_seq, self._first_seq
-            if settled and not self._damage and not any(isinstance(item, Gap) for item in self.scan()):
+            if settled and not any(isinstance(item, Gap) for item in self.scan()):
                 return
 
     def _ends(self) -> tuple[int, int]:
