@@ -1,6 +1,6 @@
 """Watch it: requests in flight, workers killed with SIGKILL, nothing lost.
 
-    python examples/crash_demo.py [--seconds 20] [--journal file|rocksdb] [--backend libuv]
+python examples/crash_demo.py [--seconds 20] [--journal file|rocksdb] [--backend libuv]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
 from stellane.testing.crash_campaign import CampaignReport, CrashCampaign
 
 ORDERS = Path(__file__).parent / "orders.py"

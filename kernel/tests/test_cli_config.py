@@ -11,6 +11,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+
 from stellane.cli import COMMANDS, main
 from stellane.config.loader import KEYS
 from stellane.errors import ConfigError, JournalLocked, PluginNotFound, StellaneError, TargetError

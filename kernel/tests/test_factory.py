@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from stellane.abc import Backend, BackendStatistics, Probe
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.builtin.replay_policy import ReplayPolicy
@@ -219,7 +220,9 @@ def test_a_named_backend_never_falls_back() -> None:
 
 
 def test_specifications_backend_io_uring_is_refused_when_it_is_selected() -> None:
-    with pytest.raises(PluginNotFound, match=r"^runtime.backend = \"io_uring\" .*: backend 'io_uring' is not built yet\. Installed: "):
+    with pytest.raises(
+        PluginNotFound, match=r"^runtime.backend = \"io_uring\" .*: backend 'io_uring' is not built yet\. Installed: "
+    ):
         RuntimeFactory(runtime(backend="io_uring")).create_backend()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from stellane import Context, HTTPError, Request, Response, Server
-from stellane.testing import ClientResponse, TestClient
+from stellane.testing import ClientResponse, MemoryExchange, TestClient
 
 
 def run(coro: Coroutine[Any, Any, Any]) -> Any:
@@ -92,3 +92,15 @@ def test_an_unhandled_exception_passes_through_middleware() -> None:
 
     assert ask(server).status == 500
     assert len(seen) == 1
+
+
+def test_a_request_before_the_start_is_not_let_past_the_middleware() -> None:
+    server = serve("secret")
+
+    @server.middleware
+    async def closed(ctx: Context, req: Request, call_next: Any) -> Response:
+        return Response.text("closed", 403)
+
+    exchange = MemoryExchange()
+    run(server.handle(exchange))
+    assert (exchange.status, exchange.response_body) == (403, b"closed")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from stellane.testing.crash_campaign import CrashCampaign
 
 ORDERS = Path(__file__).parents[2] / "examples" / "orders.py"

@@ -99,12 +99,13 @@ def stellane(tmp_path: Path) -> Iterator[Callable[..., StellaneProcess]]:
     """`stellane("apps/x.py:app", "--backend", …)`: a running server, stopped at the end."""
     running: list[StellaneProcess] = []
 
-    def start(target: str, *arguments: str, environ: dict[str, Any] | None = None, ready: bool = True) -> StellaneProcess:
+    def start(
+        target: str, *arguments: str, environ: dict[str, Any] | None = None, ready: bool = True
+    ) -> StellaneProcess:
         target = str(APPS / target) if not target.startswith("/") else target
         process = StellaneProcess([target, "--port", "0", *arguments], environ or {}, tmp_path)
         running.append(process)
-        if ready:
-            process.wait_for(r"(?m)^journal ")
+        process.wait_for(r"(?m)^journal ")
         return process
 
     yield start

@@ -90,6 +90,21 @@ def test_workers_are_pinned_when_asked(stellane: Any) -> None:
     assert pinned == sorted(usable[index % len(usable)] for index in range(2))
 
 
+def run_and_fail(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """`stellane run` with something wrong: it must end by itself, without a traceback."""
+    run = subprocess.run(
+        [sys.executable, "-m", "stellane", "run", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=directory,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "Traceback" not in run.stdout + run.stderr
+    return run
+
+
 @pytest.mark.parametrize(
     ("target", "pattern"),
     [
@@ -102,16 +117,8 @@ def test_workers_are_pinned_when_asked(stellane: Any) -> None:
 def test_targets_that_cannot_be_served(target: str, pattern: str, how: list[str], tmp_path: Path) -> None:
     """One clear message, no traceback, a non-zero exit code."""
     path = str(Path(__file__).parent / "apps" / target) if ".py" in target else target
-    run = subprocess.run(
-        [sys.executable, "-m", "stellane", "run", path, "--port", "0", *how],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=tmp_path,
-    )
-    assert run.returncode != 0
+    run = run_and_fail(path, "--port", "0", *how, directory=tmp_path)
     output = run.stdout + run.stderr
-    assert "Traceback" not in output
     assert any(part in output for part in pattern.split("|")), output
 
 
@@ -130,17 +137,10 @@ def test_configurations_that_cannot_work(text: str, expected: str, tmp_path: Pat
     """The file and what is wrong are named before anything starts; exit code 2."""
     (tmp_path / "stellane.config.toml").write_text(text)
     target = str(Path(__file__).parent / "apps" / "native_app.py") + ":server"
-    run = subprocess.run(
-        [sys.executable, "-m", "stellane", "run", target, "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=tmp_path,
-    )
+    run = run_and_fail(target, "--port", "0", directory=tmp_path)
     assert run.returncode == 2
     assert expected in run.stderr
     assert "stellane.config.toml" in run.stderr
-    assert "Traceback" not in run.stderr
 
 
 def test_a_taken_port(tmp_path: Path) -> None:
@@ -148,16 +148,8 @@ def test_a_taken_port(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         target = str(Path(__file__).parent / "apps" / "native_app.py") + ":server"
-        run = subprocess.run(
-            [sys.executable, "-m", "stellane", "run", target, "--port", str(port)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            cwd=tmp_path,
-        )
-    assert run.returncode != 0
+        run = run_and_fail(target, "--port", str(port), directory=tmp_path)
     assert str(port) in run.stderr
-    assert "Traceback" not in run.stderr
 
 
 def test_the_journal_of_a_killed_worker_is_shown_and_recovered(backend: str, stellane: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from stellane.abc import Exchange
 from stellane.config import Config, HttpConfig, LimitsConfig, RuntimeConfig
 from stellane_protocol_http import HttpProtocol

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from stellane.abc import Exchange
 from stellane.errors import BodyTooLarge, RemoteProtocolError
 

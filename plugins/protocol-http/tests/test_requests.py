@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+
 from stellane.abc import Exchange
 from stellane.errors import ClientDisconnected
 
@@ -71,7 +72,9 @@ def test_any_segmentation_gives_the_same_request(serve: Any, step: int) -> None:
     """How the bytes were cut on their way changes nothing."""
     client = serve(echo).connect()
     client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    data = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;e=1\r\ndefg\r\n0\r\n\r\n" * 2
+    data = (
+        b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;e=1\r\ndefg\r\n0\r\n\r\n" * 2
+    )
     for start in range(0, len(data), step):
         client.send(data[start : start + step])
     assert client.response().body == b"POST /x  abcdefg"
@@ -100,7 +103,8 @@ def test_pipelined_bodies_do_not_leak_into_the_next_request(serve: Any) -> None:
 
     client = serve(handler).connect()
     body = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
-    client.send(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%bGET /b HTTP/1.1\r\nHost: a\r\n\r\n" % (len(body), body))
+    client.send(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    client.send(b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n")
     assert client.response().body == b"/a"
     assert client.response().body == b"/b"
 

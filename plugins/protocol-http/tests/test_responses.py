@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+
 from stellane.abc import Exchange
 from stellane.errors import ClientDisconnected, LocalProtocolError
 

@@ -12,4 +12,4 @@ class Extension:
 
     def close(self) -> None:
         """Release what the extension holds. Idempotent."""
-        return None
+        return

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from stellane.logging import get_logger
-
 from stellane.abc import Exchange, RecoveryPolicy
 from stellane.app.request_id import request_id_of
 from stellane.app.trace import new_traceparent, parse_traceparent
 from stellane.errors import JournalError
+from stellane.logging import get_logger
 from stellane.recovery.exchange import JournaledExchange
 from stellane.recovery.journal import Journal
 from stellane.recovery.ledger import LedgerEntry

@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pluggy
-from stellane.logging import get_logger
 
 from stellane.abc import Decision, PendingRequest, RecoveryPolicy, Step
 from stellane.app.trace import parse_traceparent
 from stellane.errors import JournalError, StellaneInternalError
+from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo, RecoveryContext
 from stellane.recovery.exchange import ReplayExchange
 from stellane.recovery.journal import Journal, LedgerEntry

@@ -21,8 +21,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stellane.logging import get_logger
-
 from stellane.abc import Entry, Exchange, Scheduler
 from stellane.errors import (
     BodyTooLarge,
@@ -32,6 +30,7 @@ from stellane.errors import (
     QueueFull,
     RemoteProtocolError,
 )
+from stellane.logging import get_logger
 from stellane.runtime.application import Application
 
 if TYPE_CHECKING:

@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stellane.logging import get_logger
-
 from stellane.abc import Backend, Durability, Protocol, RecoveryPolicy
 from stellane.app.target import load_target
 from stellane.config import Config
 from stellane.config.loader import LoadedConfig, with_application_defaults
 from stellane.errors import StellaneError
 from stellane.factory import RuntimeFactory
+from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo
 from stellane.recovery.journal import Journal
 from stellane.recovery.recorder import Recorder

@@ -1,6 +1,6 @@
 """The process around a worker: what the supervisor starts.
 
-    python -m stellane.runtime.worker_process --spec-fd N
+python -m stellane.runtime.worker_process --spec-fd N
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from stellane.abc import Protocol
 from stellane.hookspecs import hookimpl
-
 from stellane_protocol_http.protocol import HttpProtocol
 
 __all__ = ["HttpProtocol"]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stellane.abc.protocol import Address
 from stellane.errors import ClientDisconnected, RemoteProtocolError
-
 from stellane_protocol_http.exchange import H1Exchange, UnusualExchange, body_timed_out, body_too_large
 from stellane_protocol_http.head_rules import METHODS
 from stellane_protocol_http.known_heads import KnownHead, is_one_head
@@ -132,7 +131,7 @@ class H1Connection(asyncio.Protocol):
         # A client may close its sending side and still wait for the answer (half-close).
         return body_complete
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.lost = self.peer_closed = True
         self.keeps_alive = False
         self.deadline = _NEVER
@@ -220,9 +219,7 @@ class H1Connection(asyncio.Protocol):
         if head.end_stream:
             if self._lone_head is not None:
                 if exchange.plain:
-                    self._protocol.known_heads.remember(
-                        self._lone_head, KnownHead(head, method, exchange.brings_ids)
-                    )
+                    self._protocol.known_heads.remember(self._lone_head, KnownHead(head, method, exchange.brings_ids))
                 self._codec_empty = True
                 self._lone_head = None
             self._begin(exchange)
@@ -354,8 +351,8 @@ class H1Connection(asyncio.Protocol):
 
     async def wait_flushed(self) -> bool:
         """Wait until the kernel has every byte; False when the connection was lost first."""
-        while self._out:
-            await asyncio.sleep(0)
+        if self._out:
+            await asyncio.sleep(0)  # gathered bytes leave at the end of the callback we are in
         if self.lost:
             return False
         if self._transport.get_write_buffer_size() == 0:

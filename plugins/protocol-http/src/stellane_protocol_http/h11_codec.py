@@ -49,9 +49,10 @@ class H11Request:
         self.path, _, self.query = event.target.partition(b"?")
         self.http_version = event.http_version
         self.headers = H11Fields([(bytes(name), bytes(value)) for name, value in event.headers])
-        self.expect_continue = any(
-            value.strip().lower() == b"100-continue" for value in self.headers.getall(b"expect")
-        ) and self.http_version != b"1.0"
+        self.expect_continue = (
+            any(value.strip().lower() == b"100-continue" for value in self.headers.getall(b"expect"))
+            and self.http_version != b"1.0"
+        )
         self.end_stream = end_stream
 
 

@@ -11,7 +11,6 @@ import re
 
 from stellane.config import LimitsConfig
 from stellane.errors import RemoteProtocolError
-
 from stellane_protocol_http.codec import RequestHead
 
 METHOD_BYTES_MAX = 32

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from stellane.abc import Protocol, ProtocolStatistics
 from stellane.abc.protocol import Begin
 from stellane.config import Config
-
 from stellane_protocol_http.codec import load_codec
 from stellane_protocol_http.connection import H1Connection
 from stellane_protocol_http.head_rules import HeadRules
