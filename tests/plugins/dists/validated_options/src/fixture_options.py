@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import msgspec
+
 from stellane.abc import Scheduler
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.hookspecs import hookimpl

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 BACKENDS = ("asyncio", "epoll", "libuv")
-APPS = Path(__file__).parent / "apps"
+APPS = Path(__file__).parent / "serving" / "apps"
 
 
 class StellaneProcess:
