@@ -1,4 +1,7 @@
-"""Every exception Stellane raises, in one file.
+"""Every exception of the runtime, in one file.
+
+The application layer adds its own beside what they are about: HTTPError (`app.http_error`),
+RequestTimeoutError, ResourceError, LifespanError and ASGIDisconnectedError, all StellaneErrors.
 
 StellaneError
 ├── ConfigError                  a setting is wrong: file, key path, value, what is allowed

@@ -47,7 +47,7 @@ class Route:
         return f"<Route {self.method} {self.pattern.text}>"
 
 
-class NotRouted(Exception):  # noqa: N818 - a search result that only the server sees
+class NotRouted(Exception):
     """No route answers. `status` is 400, 404 or 405; `allow` the methods that the path has."""
 
     def __init__(self, status: int, detail: str, allow: tuple[str, ...] = ()) -> None:

@@ -154,6 +154,8 @@ class ReplayExchange(Exchange):
         return body
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        if body and status in (204, 304):
+            raise LocalProtocolError(f"status {status} has no body (RFC 9110 section 6.4.1)")
         self.start(status, headers)
         if self.method != "HEAD":
             self._check_length(len(body), final=True)

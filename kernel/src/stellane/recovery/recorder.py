@@ -184,8 +184,9 @@ def _with_ids(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> tuple[s
     request_id, brought = request_id_of(exchange)
     if not brought:
         headers = [*headers, (b"x-request-id", request_id.encode("ascii"))]
-    traceparent = exchange.header(b"traceparent")
-    if traceparent is None or parse_traceparent(traceparent.decode("latin-1")) is None:
+    brought_traces = [value for name, value in headers if name == b"traceparent"]
+    # Two of them contradict each other, and a handler takes them for none (section 3.2).
+    if len(brought_traces) != 1 or parse_traceparent(brought_traces[0].decode("latin-1")) is None:
         headers = [field for field in headers if field[0] not in (b"traceparent", b"tracestate")]
         headers.append((b"traceparent", new_traceparent().encode("ascii")))
     return request_id, headers
