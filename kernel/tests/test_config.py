@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from stellane.config import Config, LoadedConfig, Origin, Source, load, with_application_defaults
 from stellane.config.environment import variable
 from stellane.config.keys import bare_type, keys_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from stellane.abc import Entry, Priority
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.errors import QueueFull

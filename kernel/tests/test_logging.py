@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import structlog
+
 from stellane.logging import configure, get_logger
 
 

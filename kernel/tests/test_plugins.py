@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from stellane.abc import Probe
 from stellane.config import Config, Origin, Source
 from stellane.errors import (
@@ -173,13 +174,14 @@ class TestNotFound:
 def test_conflict_names_both_distributions_and_imports_neither(site: Site, loader: PluginLoader) -> None:
     first = site.add("acme-epoll", "9.0", "backend", "epoll")
     second = site.add("stellane-backend-epoll", "0.1.0", "backend", "epoll")
+    before = set(sys.modules)
     with pytest.raises(PluginConflict) as caught:
         loader.load("backend", "epoll")
     assert str(caught.value) == (
         "backend 'epoll' is provided by more than one distribution: "
         "acme-epoll 9.0, stellane-backend-epoll 0.1.0. Uninstall all but one."
     )
-    assert not {first, second} & set(sys.modules)
+    assert not {first, second} & (set(sys.modules) - before)
 
 
 class TestLoadError:

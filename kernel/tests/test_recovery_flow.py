@@ -1,7 +1,8 @@
 """From a live request to its record, and from the record to its replay: order, states, limits.
 
 A crash is a journal that is dropped without `close`: what a new Journal finds in the directory
-is what a killed process left.
+is what a killed process left. More than 500 lines, because recording and replaying are one flow
+and run on the one bench at the top.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Bench:
         )
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        self.spine.replay(work)
+        self.spine.start(work)
 
     def entries(self) -> list[Any]:
         """Every entry, finished ones too, as a reader beside the writer sees them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from stellane.abc import Decision, PendingRequest, Step
 from stellane.builtin.replay_policy import RETRY_DELAY_S_MAX, ReplayPolicy
 from stellane.config import RecoveryConfig

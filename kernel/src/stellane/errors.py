@@ -145,7 +145,7 @@ class StellaneInternalError(StellaneError):
     """This should never happen. If you see it, please file a bug with the traceback."""
 
 
-class RecoveryOutcome(Exception):  # noqa: N818 - an outcome, not an error
+class RecoveryOutcome(Exception):
     """Base of what a recovery hook may raise to decide a request's fate."""
 
 

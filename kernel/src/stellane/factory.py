@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pluggy
+
 from stellane.abc import Backend, JournalEngine, Protocol, RecoveryPolicy, Scheduler
 from stellane.config import Config, Origin
 from stellane.errors import (

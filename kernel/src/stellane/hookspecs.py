@@ -15,6 +15,7 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+
     from stellane.abc import Backend, JournalEngine, Probe, Protocol, RecoveryPolicy, Scheduler
     from stellane.config import Config
 
@@ -97,22 +98,35 @@ def stellane_configured(config: Config) -> None:
 
 @hookspec
 def stellane_worker_starting(worker: Any) -> None:
-    """A worker has its parts and is about to open resources and recover. On its loop's thread."""
+    """A worker has its parts and is about to open resources and journals.
+
+    When: once in each worker, on its loop's thread, before the application's start-up.
+    Raising ends the worker.
+    """
 
 
 @hookspec
 def stellane_worker_started(worker: Any) -> None:
-    """A worker accepts connections. On its loop's thread."""
+    """A worker accepts connections.
+
+    When: once in each worker, on its loop's thread; replays may be running already.
+    """
 
 
 @hookspec
 def stellane_worker_stopping(worker: Any) -> None:
-    """A worker has been told to stop and begins to drain. On its loop's thread."""
+    """A worker has been told to stop and begins to drain.
+
+    When: on its loop's thread, before shutdown.drain_delay_s passes; it still accepts.
+    """
 
 
 @hookspec
 def stellane_worker_stopped(worker: Any) -> None:
-    """A worker has drained; its journal is closed. The process ends after this."""
+    """A worker has drained; its journal is closed.
+
+    When: last of all, on its loop's thread. The process ends after this.
+    """
 
 
 # --- Requests that met a crash ----------------------------------------------------------------
@@ -120,17 +134,27 @@ def stellane_worker_stopped(worker: Any) -> None:
 
 @hookspec
 def stellane_request_recovering(entry: Any, attempt: int) -> None:
-    """A request of a dead worker is about to run again; the attempt is already on record."""
+    """A request of a dead worker is about to run again.
+
+    When: after the attempt is on record and before its handler exists. `entry` is the
+    LedgerEntry, `attempt` counts from 1.
+    """
 
 
 @hookspec
 def stellane_request_recovered(entry: Any, status: int) -> None:
-    """A recovered request has its answer, and the journal says DONE."""
+    """A recovered request has its answer, and the journal says DONE.
+
+    When: after each replay that ended well. `status` is the HTTP status of the answer.
+    """
 
 
 @hookspec
 def stellane_request_dead_lettered(entry: Any, reason: str) -> None:
-    """A request has used up its attempts, or its hook gave up; it is kept as a dead letter."""
+    """A request has used up its attempts, or its hook gave up; it is kept as a dead letter.
+
+    When: once the journal says DEAD, before the application's on_dead_letter hook.
+    """
 
 
 # --- Adding to the program ----------------------------------------------------------------------

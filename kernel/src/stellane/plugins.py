@@ -18,6 +18,7 @@ from typing import Any, Literal
 import importlib_metadata as metadata
 import msgspec
 import pluggy
+
 from stellane import hookspecs
 from stellane.abc import Probe
 from stellane.config.loader import Origin, plugin_options

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 import importlib_metadata as metadata
+
 from stellane.errors import ConfigError, PluginConflict, PluginError, StellaneError, TargetError
 
 COMMANDS = {

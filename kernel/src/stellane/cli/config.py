@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import msgspec
+
 from stellane.cli.table import print_table
 from stellane.config import LoadedConfig, Origin, load
 from stellane.config.keys import show

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 from rich.text import Text
+
 from stellane.cli.table import print_table
 from stellane.config import LoadedConfig, load
 from stellane.errors import ConfigError, PluginError

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import tomli
+
 from stellane.config.environment import parse, variable, variables
 from stellane.config.keys import Key, keys_of, show
 from stellane.config.positions import positions

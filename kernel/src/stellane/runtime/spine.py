@@ -5,11 +5,11 @@
 3. admit      at most `tasks_max` run at once, as many again wait        `begin`
 4. journal    BEGIN is on record before the handler exists               `_journaled`
 5. schedule   who waits starts in the scheduler's order                  `_start_waiting`
-6. run        a real task, started eagerly, in a context of its own      `_start`
+6. run        a real task, started eagerly, in a context of its own      `start`
 7. respond    RESP before the first byte, DONE after the last            `_journaled`
 8. account    counters; observation that is off costs nothing            `_finished`
 
-After a crash a request read from the journal enters at step 5, through `replay`.
+After a crash a request read from the journal enters at step 6, through `start`.
 """
 
 from __future__ import annotations
@@ -85,22 +85,24 @@ class Spine:
         """Admit a request: start it, let it wait, or answer 503. Called by the protocol."""
         if self._running >= self._tasks_max:
             self._wait_or_refuse(exchange)
-            return
-        if self._recorder is not None and self._recorder.wants(exchange):
-            work = self._journaled(exchange, self._recorder)
+        elif self._recorder is None or not self._recorder.wants(exchange):
+            self.start(self._handle(exchange))
         else:
-            work = self._handle(exchange)
-        self._start(work)
+            self.start(self._journaled(exchange, self._recorder))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run an admitted request, or the replay of a recovered one, as a task of its own."""
         self._started_total += 1
         if sys.version_info >= (3, 12):
             # A handler that never suspends is finished when this returns, with no turn of the loop.
             task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)
             if task.done():
-                if task.cancelled() or (error := task.exception()) is None:
+                try:
+                    error = task.exception()
+                except asyncio.CancelledError:
                     return
-                _log_failure(error)
+                if error is not None:
+                    _log_failure(error)
                 return
         else:
             task = self._loop.create_task(work, context=self._context.copy())
@@ -156,10 +158,6 @@ class Spine:
             recorded.handler_raised(error)
             raise
         recorded.handler_returned()
-
-    def replay(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a recovered request beside the others, under the same count."""
-        self._start(work)
 
     async def wait_idle(self) -> None:
         """Return when no request runs or waits."""

@@ -212,7 +212,7 @@ class Worker:
             attempt_timeout_s=recovery.attempt_timeout_s,
             concurrency=recovery.concurrency,
             crashes=self._crashes,
-            run=spine.replay,
+            run=spine.start,
             hooks=self.factory.pm.hook,
         )
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stellane.abc.protocol import Address
 from stellane.errors import ClientDisconnected, RemoteProtocolError
+from stellane_protocol_http import bounds
+from stellane_protocol_http.addresses import address_of
 from stellane_protocol_http.exchange import H1Exchange, UnusualExchange, body_timed_out, body_too_large
 from stellane_protocol_http.head_rules import METHODS
 from stellane_protocol_http.known_heads import KnownHead, is_one_head
@@ -23,16 +25,6 @@ from stellane_protocol_http.known_heads import KnownHead, is_one_head
 if TYPE_CHECKING:
     from stellane_protocol_http.protocol import HttpProtocol
 
-BODY_BUFFER_BYTES = 65_536
-"""Request body bytes waiting for the application before reading stops."""
-PIPELINE_BUFFER_BYTES = 65_536
-"""Bytes of later requests waiting behind the one in hand before reading stops."""
-SKIP_BYTES_MAX = 65_536
-"""Unread request body thrown away to keep a connection; more of it costs the connection."""
-GATHER_BYTES_MAX = 65_536
-"""Responses to pipelined requests gathered into one write, up to about this size."""
-LINGER_S = 2.0
-"""How long a closing connection waits for the client to take the last response, seconds."""
 _NEVER = float("inf")
 
 # Plain integers: an enum member costs more to look up than the comparison it is for.
@@ -49,8 +41,7 @@ class H1Connection(asyncio.Protocol):
         self.head_writer = protocol.head_writer
         self._rules = protocol.rules
         self._begin = protocol.begin
-        codec = protocol.codec_in_use
-        self._codec_types = codec
+        codec = self._codec_types = protocol.codec_in_use
         self._codec = codec.connect()
         self._need_data = codec.need_data
         self._find_known = protocol.known_heads.find
@@ -61,29 +52,26 @@ class H1Connection(asyncio.Protocol):
         self.client: Address = None
         self.server: Address = None
         self.scheme = "http"
-        self.lost = False
-        self.peer_closed = False
+        self.lost = self.peer_closed = False
         self.keeps_alive = True
         self.deadline = _NEVER
         self._phase = _HEAD
         self._exchange: H1Exchange | None = None
         self._unbegun: H1Exchange | None = None
-        self._out: bytes | None = None
-        self._head_bytes = 0
-        self._chunk_bytes = 0
+        self.gathered: bytes | None = None
+        """While events are handled, the responses so far; they leave as one write."""
+        self._head_bytes = self._chunk_bytes = 0
         self._head_start = b""
-        self._waiting_bytes = 0
-        self._skipped_bytes = 0
-        self._reading_paused = False
-        self._writing_paused = False
+        self._waiting_bytes = self._skipped_bytes = 0
+        self._reading_paused = self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
 
     # --- asyncio.Protocol ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.client = _address(transport.get_extra_info("peername"))
-        self.server = _address(transport.get_extra_info("sockname"))
+        self.client = address_of(transport.get_extra_info("peername"))
+        self.server = address_of(transport.get_extra_info("sockname"))
         self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
         if not self._protocol.connection_opened(self):
             self._refuse(RemoteProtocolError("too many connections; see runtime.max_connections", 503))
@@ -111,14 +99,12 @@ class H1Connection(asyncio.Protocol):
                 self._codec.receive_data(data)
                 self._codec_empty = False
                 self._waiting_bytes += len(data)
-                if self._waiting_bytes > PIPELINE_BUFFER_BYTES:
+                if self._waiting_bytes > bounds.PIPELINE_BUFFER_BYTES:
                     self._pause_reading()
             else:
                 self._pump(self._codec.receive_event(data))
-        except self._codec_types.remote_error as error:
+        except (self._codec_types.remote_error, RemoteProtocolError) as error:
             self._remote_error(error)
-        except RemoteProtocolError as error:
-            self._refuse(error)
 
     def eof_received(self) -> bool:
         self.peer_closed = True
@@ -156,7 +142,7 @@ class H1Connection(asyncio.Protocol):
 
     def _pump(self, event: Any) -> None:
         """Handle events until the codec needs data or an exchange waits for its handler."""
-        self._out = b""
+        self.gathered = b""
         next_event = self._codec.next_event
         need_data = self._need_data
         try:
@@ -173,31 +159,22 @@ class H1Connection(asyncio.Protocol):
             if self._unbegun is not None:
                 self._begin_unbegun()
         finally:
-            out = self._out
-            self._out = None
-            if out and not self.lost:
-                self._transport.write(out)
-            if self._phase == _LINGER:
-                self._half_close()
+            self._send_gathered()
 
     def _known_request(self, known: KnownHead) -> None:
         """A request whose head was parsed and checked before; the codec does not see it."""
         exchange = H1Exchange(self, known.method, known.head)
-        exchange.brings_ids = known.brings_ids
+        if known.brings_ids:
+            exchange.brings_ids = True
         self._phase = _BUSY
         self._exchange = exchange
-        self._out = b""
+        self.gathered = b""
         try:
             self._begin(exchange)
             if self._phase == _BUSY:
                 self.deadline = _NEVER
         finally:
-            out = self._out
-            self._out = None
-            if out and not self.lost:
-                self._transport.write(out)
-            if self._phase == _LINGER:
-                self._half_close()
+            self._send_gathered()
 
     def _request(self, head: Any) -> None:
         rules = self._rules
@@ -255,7 +232,7 @@ class H1Connection(asyncio.Protocol):
     def _body_data(self, data: bytes) -> None:
         if self._phase == _SKIP:
             self._skipped_bytes += len(data)
-            if self._skipped_bytes > SKIP_BYTES_MAX:
+            if self._skipped_bytes > bounds.SKIP_BYTES_MAX:
                 self._close()
             return
         exchange = self._exchange
@@ -266,7 +243,7 @@ class H1Connection(asyncio.Protocol):
             # The rest will not be read; whatever is answered, the connection ends with it.
             self.keeps_alive = False
             exchange.fail(body_too_large(self._protocol.body_bytes_max))
-        elif waiting > BODY_BUFFER_BYTES:
+        elif waiting > bounds.BODY_BUFFER_BYTES:
             self._pause_reading()
             self.deadline = _NEVER  # the application is the slow one now
 
@@ -284,7 +261,7 @@ class H1Connection(asyncio.Protocol):
 
     def body_taken(self, exchange: H1Exchange, waiting_bytes: int) -> None:
         """The application took a part of the body and `waiting_bytes` are left."""
-        if exchange is self._exchange and self._reading_paused and waiting_bytes <= BODY_BUFFER_BYTES // 2:
+        if exchange is self._exchange and self._reading_paused and waiting_bytes <= bounds.BODY_BUFFER_BYTES // 2:
             self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
             self._resume_reading()
 
@@ -304,6 +281,9 @@ class H1Connection(asyncio.Protocol):
             raise RemoteProtocolError(f"header over limits.header_bytes_max = {limits.header_bytes_max}", 431)
 
     def _remote_error(self, error: Exception) -> None:
+        if isinstance(error, RemoteProtocolError):
+            self._refuse(error)
+            return
         exchange = self._exchange
         if exchange is not None and exchange is not self._unbegun and self._phase == _BUSY:
             # The body is broken: the application hears of it and still answers; then it is over.
@@ -319,18 +299,26 @@ class H1Connection(asyncio.Protocol):
 
     # --- writing ------------------------------------------------------------------------------
 
+    def _send_gathered(self) -> None:
+        out = self.gathered
+        self.gathered = None
+        if out and not self.lost:
+            self._transport.write(out)
+        if self._phase == _LINGER:
+            self._half_close()
+
     def write(self, data: bytes) -> None:
         """Send bytes, gathered with others while events are being handled. Ignored once lost."""
-        out = self._out
+        out = self.gathered
         if out is None:
             if not self.lost:
                 self._transport.write(data)
         elif not out:
-            self._out = data
-        elif len(out) < GATHER_BYTES_MAX:
-            self._out = out + data
+            self.gathered = data
+        elif len(out) < bounds.GATHER_BYTES_MAX:
+            self.gathered = out + data
         else:
-            self._out = data
+            self.gathered = data
             if not self.lost:
                 self._transport.write(out)
 
@@ -347,11 +335,11 @@ class H1Connection(asyncio.Protocol):
     @property
     def unsent(self) -> bool:
         """Whether bytes wait in user space."""
-        return not self.lost and (bool(self._out) or self._transport.get_write_buffer_size() > 0)
+        return not self.lost and (bool(self.gathered) or self._transport.get_write_buffer_size() > 0)
 
     async def wait_flushed(self) -> bool:
         """Wait until the kernel has every byte; False when the connection was lost first."""
-        if self._out:
+        if self.gathered:
             await asyncio.sleep(0)  # gathered bytes leave at the end of the callback we are in
         if self.lost:
             return False
@@ -392,7 +380,7 @@ class H1Connection(asyncio.Protocol):
             if exchange.in_codec:
                 self._codec.start_next_cycle()
             self.deadline = self._protocol.idle_deadline
-            if self._out is None and not self._codec_empty:
+            if self.gathered is None and not self._codec_empty:
                 self._resume_parsing()
             return
         exchange.response_over()
@@ -433,10 +421,8 @@ class H1Connection(asyncio.Protocol):
         self._phase = _HEAD
         try:
             self._pump(event)
-        except self._codec_types.remote_error as error:
+        except (self._codec_types.remote_error, RemoteProtocolError) as error:
             self._remote_error(error)
-        except RemoteProtocolError as error:
-            self._refuse(error)
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         """Answer a request that never became an exchange, and close."""
@@ -458,8 +444,8 @@ class H1Connection(asyncio.Protocol):
             return
         self._phase = _LINGER
         self._exchange = None
-        self.deadline = self._protocol.now + LINGER_S
-        if self._out is None:
+        self.deadline = self._protocol.now + bounds.LINGER_S
+        if self.gathered is None:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -511,12 +497,3 @@ class H1Connection(asyncio.Protocol):
         self._reading_paused = False
         if not self.lost and not self._transport.is_closing():
             self._transport.resume_reading()
-
-
-def _address(name: Any) -> Address:
-    """A socket name as (host, port); a unix socket's path with port 0."""
-    if isinstance(name, tuple) and len(name) >= 2:
-        return (str(name[0]), int(name[1]))
-    if isinstance(name, str) and name:
-        return (name, 0)
-    return None

@@ -165,11 +165,13 @@ class H1Exchange(Exchange):
         if head is None:
             head, body = self._whole_head(status, headers, body)
         self.response_started = self.response_ended = True
-        if len(body) <= JOINED_BODY_BYTES_MAX:
-            connection.write(head + body)
-        else:
+        if len(body) > JOINED_BODY_BYTES_MAX:
             connection.write(head)
             connection.write(body)
+        elif connection.gathered == b"":  # the usual case of `write`, without the call
+            connection.gathered = head + body
+        else:
+            connection.write(head + body)
         connection.exchange_ended(self)
 
     def _whole_head(self, status: int, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
