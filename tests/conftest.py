@@ -95,6 +95,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def journal_engine() -> str:
+    """The journal engine of STELLANE_TEST_JOURNAL, or the default one."""
+    return os.environ.get("STELLANE_TEST_JOURNAL", "file")
+
+
+@pytest.fixture
 def stellane(tmp_path: Path) -> Iterator[Callable[..., StellaneProcess]]:
     """`stellane("apps/x.py:app", "--backend", …)`: a running server, stopped at the end."""
     running: list[StellaneProcess] = []

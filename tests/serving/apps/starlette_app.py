@@ -60,7 +60,7 @@ async def done(request: Request) -> Response:
 
 async def slow(request: Request) -> Response:
     body = await request.body()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(float(request.query_params.get("seconds", "0.3")))
     return PlainTextResponse(str(len(body)))
 
 
