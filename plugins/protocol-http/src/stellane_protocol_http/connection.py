@@ -7,6 +7,8 @@ last response has gone out; input is thrown away until the client has seen it an
 
 Requests on one connection are answered one at a time and in order: while an exchange is in
 hand, later bytes wait unparsed in the codec, and reading stops when too many wait.
+
+More than 500 lines, because it is one state machine, whose phases are understood together or not.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class H1Connection(asyncio.Protocol):
         self._protocol = protocol
         self.loop = protocol.loop
         self.head_writer = protocol.head_writer
+        self.kept_alive = protocol.head_writer.kept_alive
         self._rules = protocol.rules
         self._begin = protocol.begin
         codec = self._codec_types = protocol.codec_in_use
@@ -81,7 +84,18 @@ class H1Connection(asyncio.Protocol):
         if phase == _HEAD and self._codec_empty:
             known = self._find_known(data)
             if known is not None:
-                self._known_request(known)
+                # Parsed and checked before; the codec does not see it.
+                self._exchange = exchange = H1Exchange(self, known.method, known.head)
+                if known.brings_ids:
+                    exchange.brings_ids = True
+                self._phase = _BUSY
+                self.gathered = b""
+                try:
+                    self._begin(exchange)
+                finally:
+                    if self._phase == _BUSY:
+                        self.deadline = _NEVER
+                    self._send_gathered()
                 return
             # Until the codec has given this chunk back as one whole request, it holds something.
             self._codec_empty = False
@@ -158,21 +172,6 @@ class H1Connection(asyncio.Protocol):
                 event = next_event()
             if self._unbegun is not None:
                 self._begin_unbegun()
-        finally:
-            self._send_gathered()
-
-    def _known_request(self, known: KnownHead) -> None:
-        """A request whose head was parsed and checked before; the codec does not see it."""
-        exchange = H1Exchange(self, known.method, known.head)
-        if known.brings_ids:
-            exchange.brings_ids = True
-        self._phase = _BUSY
-        self._exchange = exchange
-        self.gathered = b""
-        try:
-            self._begin(exchange)
-            if self._phase == _BUSY:
-                self.deadline = _NEVER
         finally:
             self._send_gathered()
 
@@ -365,6 +364,19 @@ class H1Connection(asyncio.Protocol):
             self._drained.set_result(None)
 
     # --- between requests -----------------------------------------------------------------------
+
+    def answered(self, exchange: H1Exchange, response: bytes) -> None:
+        """Send a whole response and go on: `write` and `exchange_ended` in the usual case at once."""
+        if self.gathered == b"" and exchange is self._exchange and exchange.simple and not self._reading_paused:
+            self.gathered = response
+            self._exchange = None
+            self._phase = _HEAD
+            if exchange.in_codec:
+                self._codec.start_next_cycle()
+            self.deadline = self._protocol.idle_deadline
+        else:
+            self.write(response)
+            self.exchange_ended(exchange)
 
     def exchange_ended(self, exchange: H1Exchange) -> None:
         """The response is complete; go on to the next request, or close."""

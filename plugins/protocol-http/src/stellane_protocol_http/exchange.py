@@ -28,6 +28,8 @@ class H1Exchange(Exchange):
     response_ended = False
     body_complete = True
     body_bytes = 0
+    simple = True
+    """The whole request is here and nobody waits for the client to go."""
     watched = False
     """Somebody waits for the client to go."""
     in_codec = False
@@ -93,7 +95,7 @@ class H1Exchange(Exchange):
 
     def expect_body(self, *, expects_continue: bool) -> None:
         """A body follows. The connection feeds it through `feed` and `feed_end`."""
-        self.body_complete = False
+        self.body_complete = self.simple = False
         self._parts = deque()
         if expects_continue:
             self._expects_continue = True
@@ -112,6 +114,7 @@ class H1Exchange(Exchange):
     def feed_end(self) -> None:
         """The body is whole."""
         self.body_complete = True
+        self.simple = not self.watched
         self._wake_reader()
 
     def fail(self, error: Exception) -> None:
@@ -159,19 +162,19 @@ class H1Exchange(Exchange):
         if self.response_started:
             raise LocalProtocolError("a response was already started for this request")
         connection = self._connection
-        head = None
-        if self.plain and connection.keeps_alive:
-            head = connection.head_writer.kept_alive(status, headers, len(body))
-        if head is None:
-            head, body = self._whole_head(status, headers, body)
+        if self.plain and connection.keeps_alive and len(body) <= JOINED_BODY_BYTES_MAX:
+            head = connection.kept_alive(status, headers, len(body))
+            if head is not None:
+                self.response_started = self.response_ended = True
+                connection.answered(self, head + body)
+                return
+        head, body = self._whole_head(status, headers, body)
         self.response_started = self.response_ended = True
-        if len(body) > JOINED_BODY_BYTES_MAX:
+        if len(body) <= JOINED_BODY_BYTES_MAX:
+            connection.write(head + body)
+        else:
             connection.write(head)
             connection.write(body)
-        elif connection.gathered == b"":  # the usual case of `write`, without the call
-            connection.gathered = head + body
-        else:
-            connection.write(head + body)
         connection.exchange_ended(self)
 
     def _whole_head(self, status: int, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
@@ -264,6 +267,7 @@ class H1Exchange(Exchange):
         if self._gone is None:
             self._gone = self._connection.loop.create_future()
             self.watched = True
+            self.simple = False
         await asyncio.shield(self._gone)
 
     def response_over(self) -> None:
