@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import zttp
+
 from stellane.abc import Exchange
 from stellane_protocol_http.known_heads import HEAD_BYTES_MAX, HEADS_MAX, KnownHead, KnownHeads, is_one_head
 
@@ -79,8 +81,9 @@ def test_heads_that_need_thought_are_not_remembered(serve: Any) -> None:
 def test_memory_is_bounded() -> None:
     """known_heads.HEADS_MAX heads of at most HEAD_BYTES_MAX bytes."""
     heads = KnownHeads()
+    known = KnownHead(zttp.Connection(zttp.SERVER).receive_event(GET), "GET", False)
     for number in range(HEADS_MAX * 2 + 1):
-        heads.remember(b"%d" % number, KnownHead(None, "GET", False))
+        heads.remember(b"%d" % number, known)
     assert sum(heads.find(b"%d" % number) is not None for number in range(HEADS_MAX * 2 + 1)) <= HEADS_MAX
     longest = b"x" * (HEAD_BYTES_MAX - 4) + b"\r\n\r\n"
     assert is_one_head(longest)

@@ -5,7 +5,7 @@
 3. admit      at most `tasks_max` run at once, as many again wait        `begin`
 4. journal    BEGIN is on record before the handler exists               `_journaled`
 5. schedule   who waits starts in the scheduler's order                  `_start_waiting`
-6. run        a real task, started eagerly, in a context of its own      `start`
+6. run        a real task, started eagerly, in a context of its own      `begin`
 7. respond    RESP before the first byte, DONE after the last            `_journaled`
 8. account    counters; observation that is off costs nothing            `_finished`
 
@@ -85,13 +85,11 @@ class Spine:
         """Admit a request: start it, let it wait, or answer 503. Called by the protocol."""
         if self._running >= self._tasks_max:
             self._wait_or_refuse(exchange)
-        elif self._recorder is None or not self._recorder.wants(exchange):
-            self.start(self._handle(exchange))
+            return
+        if self._recorder is None or not self._recorder.wants(exchange):
+            work = self._handle(exchange)
         else:
-            self.start(self._journaled(exchange, self._recorder))
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run an admitted request, or the replay of a recovered one, as a task of its own."""
+            work = self._journaled(exchange, self._recorder)
         self._started_total += 1
         if sys.version_info >= (3, 12):
             # A handler that never suspends is finished when this returns, with no turn of the loop.
@@ -106,6 +104,14 @@ class Spine:
                 return
         else:
             task = self._loop.create_task(work, context=self._context.copy())
+        self._track(task)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the replay of a recovered request beside the others, under the same count."""
+        self._started_total += 1
+        self._track(self._loop.create_task(work, context=self._context.copy()))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
         self._running += 1
         self._tasks.add(task)
         task.add_done_callback(self._finished)

@@ -85,7 +85,7 @@ class H1Connection(asyncio.Protocol):
             known = self._find_known(data)
             if known is not None:
                 # Parsed and checked before; the codec does not see it.
-                self._exchange = exchange = H1Exchange(self, known.method, known.head)
+                self._exchange = exchange = H1Exchange(self, known.method, known.path, known.head)
                 if known.brings_ids:
                     exchange.brings_ids = True
                 self._phase = _BUSY
@@ -181,9 +181,9 @@ class H1Connection(asyncio.Protocol):
         # A head that shares its chunk with others is at most that chunk and what came before.
         rules.check(head, self._head_bytes or self._chunk_bytes)
         if head.http_version == b"1.1" and method != "HEAD" and not self._codec.should_close():
-            exchange = H1Exchange(self, method, head)
+            exchange = H1Exchange(self, method, head.path, head)
         else:
-            exchange = UnusualExchange(self, method, head)
+            exchange = UnusualExchange(self, method, head.path, head)
             exchange.keep_alive = not self._codec.should_close()
         if head.target[0] != _SLASH:
             exchange.set_target(*rules.path_and_query(head, method))

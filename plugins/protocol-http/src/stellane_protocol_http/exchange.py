@@ -48,10 +48,10 @@ class H1Exchange(Exchange):
     _bodyless = False
     _query: bytes | None = None
 
-    def __init__(self, connection: H1Connection, method: str, head: RequestHead) -> None:
+    def __init__(self, connection: H1Connection, method: str, path: bytes, head: RequestHead) -> None:
         self._connection = connection
         self.method = method
-        self.path = head.path
+        self.path = path
         self._head = head
 
     # --- request ------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ class UnusualExchange(H1Exchange):
 
     plain = False
 
-    def __init__(self, connection: H1Connection, method: str, head: RequestHead) -> None:
-        super().__init__(connection, method, head)
+    def __init__(self, connection: H1Connection, method: str, path: bytes, head: RequestHead) -> None:
+        super().__init__(connection, method, path, head)
         self.http_version = head.http_version.decode("ascii")
 
 

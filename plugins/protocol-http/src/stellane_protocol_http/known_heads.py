@@ -22,11 +22,12 @@ _END = b"\r\n\r\n"
 class KnownHead:
     """A checked request head and what else is decided by its bytes."""
 
-    __slots__ = ("brings_ids", "head", "method")
+    __slots__ = ("brings_ids", "head", "method", "path")
 
     def __init__(self, head: Any, method: str, brings_ids: bool) -> None:
         self.head = head
         self.method = method
+        self.path = head.path
         self.brings_ids = brings_ids
 
 

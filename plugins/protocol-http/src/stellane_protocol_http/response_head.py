@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from email.utils import formatdate
 from http import HTTPStatus
+from time import time
 
 from stellane.abc.protocol import Headers
 from stellane.errors import LocalProtocolError
@@ -58,7 +58,7 @@ class HeadWriter:
         The same head is often sent many times within a second, so finished ones are kept until
         the Date changes. Raises LocalProtocolError.
         """
-        if not self._stamp_from <= time.time() < self._stamp_until:
+        if not self._stamp_from <= time() < self._stamp_until:
             self.stamp()
         if headers is self._last_headers and body_bytes == self._last_bytes and status == self._last_status:
             return self._last_head  # the very same tuple as the last time
@@ -84,7 +84,7 @@ class HeadWriter:
     def stamp(self) -> bytes:
         """The Date and Server lines. Looks at the clock every time: a loop blocked for seconds
         must not send an old date (RFC 9110 section 6.6.1)."""
-        now = time.time()
+        now = time()
         if not self._stamp_from <= now < self._stamp_until:
             self._stamp_from, self._stamp_until = int(now), int(now) + 1
             self._heads.clear()
