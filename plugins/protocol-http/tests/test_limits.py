@@ -167,6 +167,26 @@ def test_a_client_that_does_not_read_is_cut_off(serve: Any) -> None:
     assert server.protocol.statistics().connections == 0
 
 
+def test_a_client_that_reads_slowly_is_not_cut_off(serve: Any) -> None:
+    """http.write_timeout_s counts from the last progress, not from the start of the waiting."""
+    size = 60_000_000
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.respond(200, [], bytes(size))
+
+    server = serve(handler, http={"write_timeout_s": 1.0})
+    client = server.connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    received, start = 0, time.monotonic()
+    while received < size:
+        part = client.sock.recv(1_000_000)
+        assert part, f"cut off after {received} bytes"
+        received += len(part)
+        if time.monotonic() - start < 3.0:
+            time.sleep(0.1)
+    assert time.monotonic() - start > 2.0
+
+
 def test_connections_over_the_limit_are_refused_with_503(serve: Any) -> None:
     """runtime.max_connections: the next one is told, and a place that is freed is usable again."""
     server = serve(hello, runtime={"max_connections": 2})

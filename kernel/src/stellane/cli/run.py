@@ -27,7 +27,6 @@ from stellane.factory import RuntimeFactory
 @click.option("--journal-path", help="Directory of the journal.")
 @click.option("--durability", help="none, process or power.")
 @click.option("--log-level", help="debug, info, warning, error or critical.")
-@click.option("--access-log/--no-access-log", default=None, help="One log line for each request.")
 @click.option("--app-dir", default=".", show_default=True, help="Directory to import TARGET from.")
 @click.option("--no-supervisor", is_flag=True, help="One worker in this process, for debuggers.")
 def run(target: str, config_path: Path | None, app_dir: str, no_supervisor: bool, **options: Any) -> None:
@@ -57,7 +56,6 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "journal_path": "recovery.journal_path",
         "durability": "recovery.durability",
         "log_level": "server.log_level",
-        "access_log": "server.access_log",
     }
     overrides = {keys[option]: value for option, value in options.items()}
     if options["journal"] is not None:

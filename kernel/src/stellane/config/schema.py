@@ -173,7 +173,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     backlog: PositiveInt = 2048
     log_level: Annotated[str, choices(("debug", "info", "warning", "error", "critical"))] = "info"
     log_format: Annotated[str, choices(("auto", "console", "json"))] = "auto"
-    access_log: bool = False
+    access_log: Annotated[bool, not_built(False)] = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

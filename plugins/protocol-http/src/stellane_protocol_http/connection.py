@@ -65,7 +65,7 @@ class H1Connection(asyncio.Protocol):
         """While events are handled, the responses so far; they leave as one write."""
         self._head_bytes = self._chunk_bytes = 0
         self._head_start = b""
-        self._waiting_bytes = self._skipped_bytes = 0
+        self._waiting_bytes = self._skipped_bytes = self._unsent_bytes = 0
         self._reading_paused = self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
 
@@ -144,12 +144,15 @@ class H1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
         self.deadline = self._protocol.now + self._protocol.http.write_timeout_s
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if self._phase == _BUSY:
-            self.deadline = _NEVER
+        if self._phase == _LINGER:
+            self.deadline = self._protocol.now + bounds.LINGER_S
+        else:
+            self.deadline = _NEVER if self._phase == _BUSY else self._protocol.idle_deadline
         self._wake_writers()
 
     # --- reading ------------------------------------------------------------------------------
@@ -391,7 +394,8 @@ class H1Connection(asyncio.Protocol):
             self._phase = _HEAD
             if exchange.in_codec:
                 self._codec.start_next_cycle()
-            self.deadline = self._protocol.idle_deadline
+            if not self._writing_paused:
+                self.deadline = self._protocol.idle_deadline
             if self.gathered is None and not self._codec_empty:
                 self._resume_parsing()
             return
@@ -486,7 +490,9 @@ class H1Connection(asyncio.Protocol):
     def expire(self) -> None:
         """The deadline has passed; called by the protocol's tick."""
         self.deadline = _NEVER
-        if self._phase == _LINGER or self._writing_paused:
+        if self._writing_paused and self._transport.get_write_buffer_size() < self._unsent_bytes:
+            self.pause_writing()  # slow, but taking: the time starts over
+        elif self._phase == _LINGER or self._writing_paused:
             self.abort()
         elif self._phase == _HEAD:
             if self._head_bytes:
