@@ -9,9 +9,8 @@
  * usage: epoll_server PORT        (127.0.0.1; 0 picks a free port; the port is printed)
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
+#include "listen.h"
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -203,32 +202,10 @@ static void watch(int epoll_fd, struct connection *c) {
     c->waiting_writable = want_writable;
 }
 
-static int listen_on(unsigned short port) {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    int one = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof address;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, len) < 0 || listen(fd, 2048) < 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &len) < 0) {
-        perror("epoll_server: listen on 127.0.0.1");
-        exit(1);
-    }
-    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
-    fflush(stdout);
-    return fd;
-}
-
 int main(int argc, char **argv) {
-    char *rest = "";
-    long port = argc == 2 ? strtol(argv[1], &rest, 10) : -1;
-    if (port < 0 || port > 65535 || *rest != '\0') {
-        fprintf(stderr, "usage: epoll_server PORT   (0 to 65535; 0 picks a free port)\n");
-        return 2;
-    }
+    unsigned short port = port_argument(argc, argv, 2);
     signal(SIGPIPE, SIG_IGN);
-    int listener = listen_on((unsigned short)port);
+    int listener = listen_on(port, SOCK_NONBLOCK);
     int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}; /* NULL marks the listener */
     if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) < 0) {
