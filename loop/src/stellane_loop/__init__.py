@@ -1,0 +1,24 @@
+"""A native asyncio event loop for Linux, over epoll or io_uring."""
+
+import asyncio
+
+from stellane_loop.loop import Loop
+from stellane_loop.ready import NORMAL, priority
+
+__version__ = "0.1.0"
+__all__ = ["NORMAL", "Loop", "new_epoll_event_loop", "new_event_loop", "new_io_uring_event_loop", "priority"]
+
+
+def new_event_loop(poller: str = "epoll") -> asyncio.AbstractEventLoop:
+    """A new loop: asyncio.run(main(), loop_factory=stellane_loop.new_event_loop)."""
+    return Loop(poller)
+
+
+def new_epoll_event_loop() -> asyncio.AbstractEventLoop:
+    """A new loop that waits by epoll."""
+    return Loop("epoll")
+
+
+def new_io_uring_event_loop() -> asyncio.AbstractEventLoop:
+    """A new loop that waits by io_uring; OSError where the kernel or its policy has none."""
+    return Loop("io_uring")

@@ -1,0 +1,32 @@
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: freethreading_compatible=True
+"""The native part of the loop. One compilation unit, so that its parts call each other as C functions."""
+
+import asyncio
+import contextvars
+import os
+import socket
+import sys
+import threading
+import warnings
+from asyncio import base_events, constants, events, format_helpers, trsock
+from asyncio.base_events import _format_handle
+from asyncio.log import logger
+
+from stellane_loop.ready import NORMAL, priority
+
+cimport cython
+
+include "native/seam.pxi"
+include "native/handles.pxi"
+include "native/core.pxi"
+include "native/sink.pxi"
+include "native/watches.pxi"
+include "native/addresses.pxi"
+include "native/streams.pxi"
+include "native/listeners.pxi"
+include "native/socket_operations.pxi"
+include "native/files.pxi"
+include "native/entry.pxi"
+
+stl_traverse_held(<void *>LoopCore, held_by)

@@ -1,0 +1,214 @@
+"""The loop: the native core first, the standard library's Unix loop for everything that is not hot."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import weakref
+from asyncio import base_events, constants, events, sslproto, unix_events
+from asyncio.log import logger
+
+from stellane_loop import _native
+
+_POLLERS = ("epoll", "io_uring")
+_live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
+
+
+class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
+    """An asyncio event loop of native code over `poller`: "epoll" or "io_uring".
+
+    It may be built in one thread and run in another. Raises OSError when the poller can not be
+    set up, and ValueError for another name.
+    """
+
+    def __init__(self, poller: str = "epoll", *, entries: int = 0, buffers: int = 0, buffer_bytes: int = 0) -> None:
+        if poller not in _POLLERS:
+            raise ValueError(f"poller is {poller!r}; it can be {' or '.join(_POLLERS)}")
+        self._open(poller, entries, buffers, buffer_bytes)
+        base_events.BaseEventLoop.__init__(self)
+        self._signal_handlers = {}
+        self._unix_server_sockets = {}
+        self._transports = weakref.WeakValueDictionary()
+        self._make_self_pipe()
+        self._background = 1
+        _live_loops.add(self)
+        if self._debug:
+            logger.debug("Using poller: %s", poller)
+
+    # The queues are native; the base class sets these and code that looks inside the loop reads them.
+    @property
+    def _ready(self):
+        return self._ready_handles()
+
+    @_ready.setter
+    def _ready(self, _):
+        pass
+
+    @property
+    def _scheduled(self):
+        return self._timer_handles()
+
+    @_scheduled.setter
+    def _scheduled(self, _):
+        pass
+
+    @property
+    def _selector(self):
+        return _SelectorView(self)
+
+    def close(self) -> None:
+        """Close the loop; descriptors of transports that are still open are closed with it."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self._closed:
+            return
+        if self._debug:
+            logger.debug("Close %r", self)
+        if not sys.is_finalizing():
+            for number in list(self._signal_handlers):
+                self.remove_signal_handler(number)
+        self._signal_handlers.clear()
+        self._give_up_wakeup_fd(-1)
+        self._close_self_pipe()
+        self._executor_shutdown_called = True
+        executor, self._default_executor = self._default_executor, None
+        self._release()
+        _live_loops.discard(self)
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    # --- running ---
+
+    def _enter_run(self) -> None:
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        self._old_agen_hooks = sys.get_asyncgen_hooks()
+        self._wakeup_fd_before = None
+        self._thread_id = threading.get_ident()
+        sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+        events._set_running_loop(self)
+        if threading.current_thread() is threading.main_thread():
+            # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
+            self._wakeup_fd_before = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+
+    def _leave_run(self) -> None:
+        if self._thread_id is None:
+            return
+        self._stopping = False
+        self._thread_id = None
+        events._set_running_loop(None)
+        self._set_coroutine_origin_tracking(False)
+        if self._old_agen_hooks is not None:
+            sys.set_asyncgen_hooks(*self._old_agen_hooks)
+            self._old_agen_hooks = None
+        if self._wakeup_fd_before is not None:
+            self._give_up_wakeup_fd(self._wakeup_fd_before)
+
+    def _give_up_wakeup_fd(self, before: int) -> None:
+        if self._csock is None or threading.current_thread() is not threading.main_thread():
+            return
+        ours = self._csock.fileno()
+        current = signal.set_wakeup_fd(before)
+        if current != ours:
+            signal.set_wakeup_fd(current)  # somebody else's by now
+
+    # --- signals ---
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Whether there was a handler for `sig`."""
+        removed = super().remove_signal_handler(sig)
+        if removed and not self._signal_handlers and self.is_running():
+            signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        return removed
+
+    # --- transports ---
+
+    def _ensure_fd_no_transport(self, fd):
+        number = fd if isinstance(fd, int) else None
+        if number is None:
+            try:
+                number = int(fd.fileno())
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"Invalid file object: {fd!r}") from None
+        transport = self._stream_of(number) or self._transports.get(number)
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
+
+    def _make_ssl_transport(
+        self,
+        rawsock,
+        protocol,
+        sslcontext,
+        waiter=None,
+        *,
+        server_side=False,
+        server_hostname=None,
+        extra=None,
+        server=None,
+        ssl_handshake_timeout=constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout=constants.SSL_SHUTDOWN_TIMEOUT,
+    ):
+        self._ensure_fd_no_transport(rawsock)
+        ssl_protocol = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+        return ssl_protocol._app_transport
+
+    async def _sendfile_native(self, transp, file, offset, count):
+        reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        self._lend_stream(transp, True)
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            self._lend_stream(transp, False)
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} poller={self.poller_name} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
+
+class _SelectorView:
+    """What code that looks inside a selector loop finds: who is registered, and for what."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def get_map(self):
+        return {fd: self._key(fd, *handles) for fd, handles in self._loop._watched().items()}
+
+    def get_key(self, fileobj):
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return self.get_map()[number]
+
+    @staticmethod
+    def _key(fd, reader, writer):
+        import selectors
+
+        mask = (reader is not None and selectors.EVENT_READ) | (writer is not None and selectors.EVENT_WRITE)
+        return selectors.SelectorKey(fd, fd, mask, (reader, writer))
+
+
+def _after_fork_in_child() -> None:
+    for loop in list(_live_loops):
+        loop._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

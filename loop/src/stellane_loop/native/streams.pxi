@@ -1,0 +1,567 @@
+# Connected stream sockets as asyncio transports.
+
+cdef enum:
+    PARTS_PER_SEND_MAX = 64
+    WRITE_HIGH_BYTES = 64 * 1024  # as asyncio's flow control
+
+
+cdef class StreamTransport(Owned):
+    """A connected stream socket (as asyncio's selector socket transport, over the poller's streams)."""
+
+    cdef st_stream *stream
+    cdef readonly int _sock_fd
+    cdef object sock               # made when asked for, when the connection was accepted
+    cdef object protocol
+    cdef object on_bytes           # protocol.data_received, or None for a BufferedProtocol
+    cdef object context
+    cdef object server
+    cdef dict extra
+    cdef list queue                # bytes that wait for the send in flight
+    cdef size_t queue_bytes
+    cdef object in_flight          # bytes, or a list of them, that the poller reads from
+    cdef size_t in_flight_bytes
+    cdef readonly size_t _high, _low
+    cdef readonly bint _closing, _paused, _eof, _protocol_paused
+    cdef bint started              # connection_made was called and reading may begin
+    cdef bint buffered             # the protocol names the memory for what is received
+    cdef readonly int _conn_lost
+    cdef object _empty_waiter
+    cdef Py_buffer view            # of what the protocol lent
+    cdef bint lent
+    cdef object __weakref__
+
+    cdef int open(self, LoopCore loop, int fd, protocol, server, dict extra) except -1:
+        cdef int error = 0
+        self.loop = loop
+        self._sock_fd = fd
+        self._high = WRITE_HIGH_BYTES
+        self._low = WRITE_HIGH_BYTES // 4
+        self.queue = []
+        self.extra = extra
+        self.context = PyContext_CopyCurrent()
+        self.take_protocol(protocol)
+        self.stream = loop.poller.ops.stream_open(loop.poller, fd, ST_SOCKET, <void *>self, &error)
+        if self.stream == NULL:
+            raise OSError(-error, os.strerror(-error))
+        loop.own(self)
+        loop.streams[fd] = self
+        self.server = server
+        if server is not None:
+            server_attach(server, self)
+        return 0
+
+    cdef take_protocol(self, protocol):
+        self.protocol = protocol
+        self.buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self.on_bytes = None if self.buffered else protocol.data_received
+
+    cdef int begin(self, waiter) except -1:
+        """connection_made, then the first read."""
+        if self.protocol is None:
+            return 0
+        try:
+            stl_call_one(self.context, self.protocol.connection_made, self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            (<object>self.loop).call_exception_handler(
+                {
+                    "message": "Exception in protocol.connection_made()",
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": self.protocol,
+                }
+            )
+        self.started = True
+        self.read_on()
+        if waiter is not None and not waiter.cancelled():
+            waiter.set_result(None)
+        return 0
+
+    def _begin(self, waiter):
+        self.begin(waiter)
+
+    cdef int read_on(self) except -1:
+        if self.stream == NULL or self._closing or self._paused or not self.started:
+            return 0
+        self.loop.poller.ops.stream_read_start(self.stream, ST_READ_INTO if self.buffered else ST_READ_COPY)
+        return 0
+
+    cdef void read_off(self) noexcept:
+        if self.stream != NULL:
+            self.loop.poller.ops.stream_read_stop(self.stream)
+
+    # --- what the poller says ---
+
+    cdef int lend_buffer(self, char **at, size_t *length) noexcept:
+        if self.lent:
+            self.return_buffer()
+        if self._conn_lost or self.protocol is None:
+            return -1
+        try:
+            memory = self.protocol.get_buffer(-1)
+            if not len(memory):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
+        except BaseException as exc:
+            self.protocol_failed(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return -1
+        self.lent = True
+        self.loop.lent_buffer = self
+        at[0] = <char *>self.view.buf
+        length[0] = <size_t>self.view.len
+        return 0
+
+    cdef void return_buffer(self) noexcept:
+        if self.lent:
+            self.lent = False
+            self.loop.lent_buffer = None
+            PyBuffer_Release(&self.view)
+
+    cdef void on_data(self, char *data, ssize_t n) noexcept:
+        cdef bint buffered = self.lent
+        self.return_buffer()
+        if self._conn_lost:
+            return
+        if n <= 0:
+            self.on_end(n)
+            return
+        try:
+            if buffered:
+                stl_call_one(self.context, self.protocol.buffer_updated, n)
+            else:
+                stl_call_one(self.context, self.on_bytes, PyBytes_FromStringAndSize(data, n))
+        except BaseException as exc:
+            self.protocol_failed(
+                exc,
+                "Fatal error: protocol.buffer_updated() call failed."
+                if buffered
+                else "Fatal error: protocol.data_received() call failed.",
+            )
+
+    cdef void on_end(self, ssize_t error) noexcept:
+        try:
+            if error:
+                self.fatal(OSError(-error, os.strerror(-error)), "Fatal read error on socket transport")
+                return
+            if self.loop._debug:
+                logger.debug("%r received EOF", self)
+        except BaseException as exc:
+            self.loop.keep_raised(exc)
+            return
+        try:
+            keep_open = stl_call(self.context, self.protocol.eof_received, ())
+            if not keep_open:
+                self.close()
+        except BaseException as exc:
+            self.protocol_failed(exc, "Fatal error: protocol.eof_received() call failed.")
+
+    cdef void on_sent(self, ssize_t n, size_t rest) noexcept:
+        try:
+            self.sent(n, rest)
+        except BaseException as exc:
+            self.loop.keep_raised(exc)
+
+    cdef int sent(self, ssize_t n, size_t rest) except -1:
+        self.in_flight_bytes = rest
+        if n < 0:
+            exc = OSError(-n, os.strerror(-n))
+            self.in_flight = None
+            self.drop_queue()
+            self.fatal(exc, "Fatal write error on socket transport")
+            self.settle_empty_waiter(exc)
+            return 0
+        if rest == 0:
+            self.in_flight = None
+            if self.queue_bytes and not self._conn_lost:
+                self.send_queue()
+            if self._eof and not self.queue_bytes and not self._conn_lost:
+                self.shut_down()
+        self.resume_protocol()
+        if not self.in_flight_bytes and not self.queue_bytes and not self._conn_lost:
+            self.settle_empty_waiter(None)
+            if self._closing:
+                self._conn_lost += 1
+                self.lose_soon(None)
+        return 0
+
+    cdef void closed(self) noexcept:
+        self.return_buffer()
+        self.stream = NULL
+        self.in_flight = None
+        if self.sock is not None:
+            self.sock.detach()  # only reached open when the loop was closed under the transport
+            self.sock = None
+
+    cdef void protocol_failed(self, exc, message) noexcept:
+        try:
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                self.loop.keep_raised(exc)
+            else:
+                self.fatal(exc, message)
+        except BaseException as further:
+            self.loop.keep_raised(further)
+
+    cdef int fatal(self, exc, message) except -1:
+        if isinstance(exc, OSError):
+            if self.loop._debug:
+                logger.debug("%r: %s", self, message, exc_info=exc)
+        else:
+            (<object>self.loop).call_exception_handler(
+                {"message": message, "exception": exc, "transport": self, "protocol": self.protocol}
+            )
+        return self.force_close(exc)
+
+    # --- writing ---
+
+    def write(self, data):
+        """Send the bytes, or queue them; never blocks. What can change under us is copied."""
+        if not PyBytes_CheckExact(data):
+            data = self.as_bytes(data)
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if not PyBytes_GET_SIZE(data):
+            return
+        if self._conn_lost:
+            self.warn_lost()
+            return
+        self.put(<bytes>data)
+
+    cdef as_bytes(self, data):
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        return bytes(data)
+
+    cdef warn_lost(self):
+        if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+
+    cdef int put(self, bytes data) except -1:
+        cdef iovec part
+        cdef ssize_t sent
+        if self.in_flight is not None:
+            self.queue.append(data)
+            self.queue_bytes += PyBytes_GET_SIZE(data)
+            return self.pause_protocol()
+        part.iov_base = PyBytes_AS_STRING(data)
+        part.iov_len = PyBytes_GET_SIZE(data)
+        sent = self.loop.poller.ops.stream_send(self.stream, &part, 1)
+        if sent > 0:
+            return 0
+        if sent < 0:
+            return self.fatal(OSError(-sent, os.strerror(-sent)), "Fatal write error on socket transport")
+        self.in_flight = data
+        self.in_flight_bytes = part.iov_len
+        return self.pause_protocol()
+
+    def writelines(self, list_of_data):
+        """Send the pieces in order, in as few system calls as they need."""
+        cdef bytes data
+        if self._eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self._empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        pieces = [piece if PyBytes_CheckExact(piece) else self.as_bytes(piece) for piece in list_of_data]
+        if self._conn_lost:
+            if pieces:
+                self.warn_lost()
+            return
+        for data in pieces:
+            if PyBytes_GET_SIZE(data):
+                self.queue.append(data)
+                self.queue_bytes += PyBytes_GET_SIZE(data)
+        if self.queue_bytes and self.in_flight is None:
+            self.send_queue()
+        self.pause_protocol()
+
+    cdef int send_queue(self) except -1:
+        cdef iovec parts[PARTS_PER_SEND_MAX]
+        cdef int count
+        cdef size_t total
+        cdef ssize_t sent
+        cdef bytes data
+        while self.queue_bytes:
+            count = 0
+            total = 0
+            pieces = self.queue[:PARTS_PER_SEND_MAX]
+            for data in pieces:
+                parts[count].iov_base = PyBytes_AS_STRING(data)
+                parts[count].iov_len = PyBytes_GET_SIZE(data)
+                total += parts[count].iov_len
+                count += 1
+            sent = self.loop.poller.ops.stream_send(self.stream, parts, count)
+            if sent < 0:
+                exc = OSError(-sent, os.strerror(-sent))
+                self.drop_queue()
+                self.fatal(exc, "Fatal write error on socket transport")
+                self.settle_empty_waiter(exc)
+                return 0
+            del self.queue[:PARTS_PER_SEND_MAX]
+            self.queue_bytes -= total
+            if sent == 0:
+                self.in_flight = pieces
+                self.in_flight_bytes = total
+                return 0
+        return 0
+
+    cdef void drop_queue(self) noexcept:
+        self.queue = []
+        self.queue_bytes = 0
+
+    cdef int settle_empty_waiter(self, exc) except -1:
+        if self._empty_waiter is not None and not self._empty_waiter.done():
+            if exc is None:
+                self._empty_waiter.set_result(None)
+            else:
+                self._empty_waiter.set_exception(exc)
+        return 0
+
+    def _make_empty_waiter(self):
+        if self._empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self._empty_waiter = (<object>self.loop).create_future()
+        if self.in_flight is None and not self.queue_bytes:
+            self._empty_waiter.set_result(None)
+        return self._empty_waiter
+
+    def _reset_empty_waiter(self):
+        self._empty_waiter = None
+
+    def can_write_eof(self):
+        """True: a socket can be closed for sending alone."""
+        return True
+
+    def write_eof(self):
+        """Send what is queued, then the end of file; receiving goes on."""
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        if not self.queue_bytes:
+            self.shut_down()
+
+    cdef int shut_down(self) except -1:
+        cdef int error = self.loop.poller.ops.stream_shutdown(self.stream)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+        return 0
+
+    # --- flow control ---
+
+    cdef int pause_protocol(self) except -1:
+        if self._protocol_paused or self.in_flight_bytes + self.queue_bytes <= self._high:
+            return 0
+        self._protocol_paused = True
+        return self.tell_protocol("pause_writing")
+
+    cdef int resume_protocol(self) except -1:
+        if not self._protocol_paused or self.in_flight_bytes + self.queue_bytes > self._low:
+            return 0
+        self._protocol_paused = False
+        return self.tell_protocol("resume_writing")
+
+    cdef int tell_protocol(self, str name) except -1:
+        if self.protocol is None:
+            return 0
+        try:
+            if name == "pause_writing":
+                self.protocol.pause_writing()
+            else:
+                stl_call(self.context, self.protocol.resume_writing, ())
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            (<object>self.loop).call_exception_handler(
+                {
+                    "message": f"protocol.{name}() failed",
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": self.protocol,
+                }
+            )
+        return 0
+
+    def get_write_buffer_size(self):
+        """Bytes that were written and have not left."""
+        return self.in_flight_bytes + self.queue_bytes
+
+    def get_write_buffer_limits(self):
+        """(low, high), in bytes."""
+        return (self._low, self._high)
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """Bytes above which the protocol is paused, and down to which it is resumed."""
+        if high is None:
+            high = WRITE_HIGH_BYTES if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high = high
+        self._low = low
+        self.pause_protocol()
+
+    # --- reading ---
+
+    def is_reading(self):
+        """Whether data is received now."""
+        return not self._closing and not self._paused
+
+    def pause_reading(self):
+        """Receive nothing until resume_reading."""
+        if self._closing or self._paused:
+            return
+        self._paused = True
+        self.read_off()
+        if self.loop._debug:
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self):
+        """Receive again."""
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self.read_on()
+        if self.loop._debug:
+            logger.debug("%r resumes reading", self)
+
+    # --- the end ---
+
+    def is_closing(self):
+        """Whether it is closed, or will be when what is queued has left."""
+        return self._closing
+
+    def close(self):
+        """Send what is queued, then close. connection_lost follows."""
+        if self._closing:
+            return
+        self._closing = True
+        self.read_off()
+        if self.in_flight is None and not self.queue_bytes:
+            self._conn_lost += 1
+            self.lose_soon(None)
+
+    def abort(self):
+        """Close at once; what is queued is lost. connection_lost follows."""
+        self.force_close(None)
+
+    def _force_close(self, exc):
+        self.force_close(exc)
+
+    cdef int force_close(self, exc) except -1:
+        if self._conn_lost:
+            return 0
+        self.drop_queue()
+        if not self._closing:
+            self._closing = True
+            self.read_off()
+        self._conn_lost += 1
+        return self.lose_soon(exc)
+
+    cdef int lose_soon(self, exc) except -1:
+        if self.loop._closed:
+            return 0  # nobody is left to run it
+        self.loop.soon(self._call_connection_lost, (exc,), self.context)
+        return 0
+
+    def _call_connection_lost(self, exc):
+        if self.protocol is not None:
+            self.connection_lost(exc)
+
+    cdef int connection_lost(self, exc) except -1:
+        try:
+            self.protocol.connection_lost(exc)
+        finally:
+            self.end()
+            self.settle_empty_waiter(ConnectionError("Connection is closed by peer"))
+        return 0
+
+    cdef int end(self) except -1:
+        self.protocol = self.on_bytes = None
+        if self.loop.streams.get(self._sock_fd) is self:
+            del self.loop.streams[self._sock_fd]
+        if self.sock is not None:
+            self.sock.detach()  # one owner closes: the poller, when the kernel is done with it
+            self.sock = None
+        if self.stream != NULL:
+            self.loop.poller.ops.stream_close(self.stream, 0)
+            self.stream = NULL
+        server, self.server = self.server, None
+        if server is not None:
+            server_detach(server, self)
+        return 0
+
+    def __del__(self):
+        if self.protocol is not None and self.loop is not None:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+
+    # --- the rest of the interface ---
+
+    def get_protocol(self):
+        """The protocol in use; None after connection_lost."""
+        return self.protocol
+
+    def set_protocol(self, protocol):
+        """What is received from now on goes to `protocol`."""
+        cdef bint buffered = self.buffered
+        self.take_protocol(protocol)
+        if buffered != self.buffered and self.started:
+            self.read_on()
+
+    @property
+    def _protocol(self):
+        return self.protocol
+
+    @property
+    def _loop(self):
+        return self.loop
+
+    @property
+    def _sock(self):
+        if self.sock is None and self.stream != NULL:
+            self.sock = socket.socket(fileno=self._sock_fd)
+        return self.sock
+
+    @property
+    def _extra(self):
+        return self.extra
+
+    def get_extra_info(self, name, default=None):
+        """socket, sockname, peername, or what the transport was made with."""
+        if name in self.extra:
+            return self.extra[name]
+        if self.stream != NULL and name == "socket":
+            self.extra[name] = trsock.TransportSocket(self._sock)
+            return self.extra[name]
+        return default
+
+    @property
+    def _start_tls_compatible(self):
+        return True
+
+    @property
+    def _sendfile_compatible(self):
+        return constants._SendfileMode.TRY_NATIVE
+
+    def __repr__(self):
+        info = ["StreamTransport"]
+        if self.stream == NULL:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        info.append(f"fd={self._sock_fd}")
+        if self.stream != NULL:
+            info.append("read=polling" if self.is_reading() and self.started else "read=idle")
+            state = "polling" if self.in_flight is not None else "idle"
+            info.append(f"write=<{state}, bufsize={self.get_write_buffer_size()}>")
+        return f"<{' '.join(info)}>"
+
+    @property
+    def __class__(self):
+        return SocketStreamTransport
+
+
+class SocketStreamTransport(asyncio.Transport):
+    """What `isinstance` sees of a StreamTransport: an extension type can not inherit asyncio.Transport's slots."""
