@@ -1,0 +1,773 @@
+/* Streams and listeners, the same for every poller: argv[1] names it. */
+#define _GNU_SOURCE
+#include "harness.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* An echo server: owners that send back what they get, one send at a time. */
+static void echo_on(owner *self) {
+    if (self->extra != NULL || self->bytes == 0)
+        return;
+    char *copy = malloc(self->bytes);
+    size_t n = self->bytes;
+    memcpy(copy, self->data, n);
+    self->bytes = 0;
+    ssize_t sent = send_bytes(self, copy, n);
+    if (sent == 0)
+        self->extra = copy; /* until it is over */
+    else
+        free(copy);
+}
+
+static void echo_sent(owner *self, ssize_t n, size_t rest) {
+    if (n >= 0 && rest > 0)
+        return;
+    free(self->extra);
+    self->extra = NULL;
+    if (n >= 0)
+        echo_on(self);
+}
+
+static int echoes_open;
+
+static void echo_closed(owner *self) {
+    echoes_open--;
+    free(self->extra);
+    free_owner(self);
+}
+
+static void echo_data(owner *self, char *data, ssize_t n) {
+    (void)data;
+    if (n <= 0)
+        self->poller->ops->stream_close(self->stream, 0);
+    else
+        echo_on(self);
+}
+
+static void echo_accepted(owner *self, int fd) {
+    if (fd < 0)
+        return;
+    owner *connection = open_stream(self->poller, fd, ST_SOCKET);
+    connection->on_data = echo_data;
+    connection->on_sent = echo_sent;
+    connection->on_closed = echo_closed;
+    echoes_open++;
+    CHECK_EQ(self->poller->ops->stream_read_start(connection->stream, ST_READ_COPY), 0);
+}
+
+static owner *echo_server(st_poller *poller, int *port, int *fd) {
+    int error = 0;
+    owner *server = new_owner(poller);
+    *fd = listen_tcp(port);
+    server->listener = poller->ops->listener_open(poller, *fd, server, &error);
+    CHECK_EQ(error, 0);
+    server->on_accepted = echo_accepted;
+    CHECK_EQ(poller->ops->listener_start(server->listener, 100), 0);
+    return server;
+}
+
+static void stop_server(owner *server, int fd) {
+    server->poller->ops->listener_close(server->listener);
+    close(fd);
+    TURN_UNTIL(server->poller, server->closed);
+    free_owner(server);
+}
+
+static void test_echo(void) {
+    st_poller *poller = new_poller();
+    int port, fd, before = open_descriptors();
+    owner *server = echo_server(poller, &port, &fd);
+    char message[1000], answer[1000];
+    int client = connect_tcp(port);
+    for (int round = 0; round < 100; round++) {
+        fill_pattern(message, sizeof message, (uint64_t)round);
+        CHECK(write(client, message, sizeof message) == sizeof message);
+        int ready = 0;
+        TURN_UNTIL(poller, (ioctl(client, FIONREAD, &ready), ready == sizeof answer));
+        read_exactly(client, answer, sizeof answer);
+        CHECK(memcmp(message, answer, sizeof answer) == 0);
+    }
+    close(client);
+    TURN_UNTIL(poller, echoes_open == 0);
+    stop_server(server, fd);
+    turn(poller, 0);
+    CHECK(open_descriptors() <= before + 1); /* the ring */
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
+typedef struct clients {
+    int port, count, rounds;
+    size_t bytes;
+    int failed;
+    int done;
+    st_poller *poller;
+} clients;
+
+/* Blocking clients that all write before any of them reads. */
+static void *clients_run(void *argument) {
+    clients *self = argument;
+    int *fds = calloc((size_t)self->count, sizeof *fds);
+    char *data = malloc(self->bytes), *answer = malloc(self->bytes);
+    for (int i = 0; i < self->count; i++)
+        fds[i] = connect_tcp(self->port);
+    for (int round = 0; round < self->rounds; round++) {
+        for (int i = 0; i < self->count; i++) {
+            fill_pattern(data, self->bytes, (uint64_t)(round * 1000 + i));
+            if (write(fds[i], data, self->bytes) != (ssize_t)self->bytes)
+                self->failed++;
+        }
+        for (int i = 0; i < self->count; i++) {
+            fill_pattern(data, self->bytes, (uint64_t)(round * 1000 + i));
+            read_exactly(fds[i], answer, self->bytes);
+            if (memcmp(data, answer, self->bytes) != 0)
+                self->failed++;
+        }
+    }
+    for (int i = 0; i < self->count; i++)
+        close(fds[i]);
+    free(fds);
+    free(data);
+    free(answer);
+    __atomic_store_n(&self->done, 1, __ATOMIC_SEQ_CST);
+    self->poller->ops->wake(self->poller);
+    return NULL;
+}
+
+static st_poller_statistics serve(st_poller *poller, int connections, int rounds, size_t bytes) {
+    int port, fd;
+    owner *server = echo_server(poller, &port, &fd);
+    clients load = {.port = port, .count = connections, .rounds = rounds, .bytes = bytes, .poller = poller};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, clients_run, &load) == 0);
+    double until = now_s() + 30;
+    while (!__atomic_load_n(&load.done, __ATOMIC_SEQ_CST) || echoes_open > 0) {
+        turn(poller, 1000);
+        CHECK(now_s() < until);
+    }
+    pthread_join(thread, NULL);
+    CHECK_EQ(load.failed, 0);
+    stop_server(server, fd);
+    st_poller_statistics counted = count(poller);
+    CHECK_EQ(counted.in_flight, 0);
+    return counted;
+}
+
+static void test_many_clients(void) {
+    st_poller *poller = new_poller();
+    st_poller_statistics counted = serve(poller, 100, 20, 512);
+    CHECK_EQ(counted.accepts, 100);
+    CHECK(counted.receives >= 2000);
+    poller->ops->free(poller);
+}
+
+static void test_large_messages(void) {
+    st_poller *poller = new_poller();
+    serve(poller, 4, 10, 300000);
+    poller->ops->free(poller);
+}
+
+/* What the clock says when nothing happens, and that waiting costs no time of the processor. */
+static void test_timeout(void) {
+    st_poller *poller = new_poller();
+    turn(poller, 0);
+    double begin = now_s(), cpu = cpu_s();
+    CHECK_EQ(turn(poller, 100), 0);
+    CHECK(now_s() - begin > 0.095 && now_s() - begin < 1);
+    CHECK(cpu_s() - cpu < 0.02);
+    begin = now_s();
+    for (int i = 0; i < 100; i++)
+        CHECK_EQ(turn(poller, 0), 0);
+    CHECK(now_s() - begin < 0.5);
+    CHECK(poller->ops->turn(poller, 300000, 1, 0) == 0); /* 0.3 ms */
+    poller->ops->free(poller);
+}
+
+static void test_read_stop_keeps_bytes(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 0);
+    /* It is armed now. Bytes that come while nobody may be told of them: */
+    poller->ops->stream_read_stop(self->stream);
+    CHECK(write(fds[1], "while stopped", 13) == 13);
+    for (int i = 0; i < 5; i++)
+        turn(poller, 10);
+    CHECK_EQ(self->data_calls, 0);
+    CHECK(write(fds[1], " and more", 9) == 9);
+    close(fds[1]);
+    for (int i = 0; i < 5; i++)
+        turn(poller, 10);
+    CHECK_EQ(self->data_calls + self->ended, 0);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    CHECK_EQ(self->data_calls, 0); /* never from inside */
+    TURN_UNTIL(poller, self->ended);
+    CHECK_EQ(self->bytes, 22);
+    CHECK(memcmp(self->data, "while stopped and more", 22) == 0);
+    CHECK_EQ(self->end_result, 0);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    for (int i = 0; i < 3; i++)
+        turn(poller, 5);
+    CHECK_EQ(self->ended, 1);
+    close_stream(self);
+    poller->ops->free(poller);
+}
+
+static void stop_reading(owner *self, char *data, ssize_t n) {
+    (void)data;
+    if (n > 0)
+        self->poller->ops->stream_read_stop(self->stream);
+}
+
+/* A reader that stops with every chunk and starts again gets every byte, in order. */
+static void test_stop_and_go(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    enum { BYTES = 400000 };
+    char *pattern = malloc(BYTES);
+    fill_pattern(pattern, BYTES, 7);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_data = stop_reading;
+    fcntl(fds[1], F_SETFL, O_NONBLOCK);
+    size_t written = 0;
+    int calls = 0;
+    double until = now_s() + 20;
+    while (self->bytes < BYTES) {
+        if (written < BYTES) {
+            ssize_t n = write(fds[1], pattern + written, BYTES - written);
+            written += n > 0 ? (size_t)n : 0;
+        }
+        if (calls++ % 3 == 0)
+            poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        int before = self->data_calls;
+        turn(poller, 1);
+        CHECK(self->data_calls <= before + 1);
+        CHECK(now_s() < until);
+    }
+    CHECK(memcmp(self->data, pattern, BYTES) == 0);
+    close(fds[1]);
+    close_stream(self);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+static void check_into(owner *self, char *data, ssize_t n) {
+    if (n > 0)
+        CHECK(data == self->into && n <= (ssize_t)self->into_bytes);
+}
+
+static void test_read_into(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    enum { BYTES = 500000 };
+    char *pattern = malloc(BYTES), into[1000];
+    fill_pattern(pattern, BYTES, 9);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->into = into;
+    self->into_bytes = sizeof into;
+    self->on_data = check_into;
+    poller->ops->stream_read_start(self->stream, ST_READ_INTO);
+    fcntl(fds[1], F_SETFL, O_NONBLOCK);
+    size_t written = 0;
+    double until = now_s() + 20;
+    while (self->bytes < BYTES) {
+        if (written < BYTES) {
+            ssize_t n = write(fds[1], pattern + written, BYTES - written);
+            written += n > 0 ? (size_t)n : 0;
+        }
+        turn(poller, 1);
+        CHECK(now_s() < until);
+    }
+    CHECK(memcmp(self->data, pattern, BYTES) == 0);
+    CHECK(self->buffer_calls >= self->data_calls);
+    /* Refusing a buffer stops reading; what has come already is not lost. */
+    self->refuse_buffer = 1;
+    CHECK(write(fds[1], "refused", 7) == 7);
+    int asked = self->buffer_calls;
+    TURN_UNTIL(poller, self->buffer_calls > asked);
+    for (int i = 0; i < 3; i++)
+        turn(poller, 5);
+    CHECK_EQ(self->buffer_calls, asked + 1);
+    self->refuse_buffer = 0;
+    poller->ops->stream_read_start(self->stream, ST_READ_INTO);
+    TURN_UNTIL(poller, self->bytes == BYTES + 7);
+    CHECK(memcmp(self->data + BYTES, "refused", 7) == 0);
+    close(fds[1]);
+    TURN_UNTIL(poller, self->ended);
+    close_stream(self);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+/* 10 MB through a tiny send buffer to a slow reader, from many parts: no byte twice, none missing. */
+typedef struct slow_reader {
+    int fd;
+    uint64_t hash;
+    size_t bytes, pause_every;
+} slow_reader;
+
+static void *read_slowly(void *argument) {
+    slow_reader *self = argument;
+    char buffer[30000];
+    ssize_t n;
+    size_t since = 0;
+    while ((n = read(self->fd, buffer, sizeof buffer)) > 0) {
+        self->hash = hash_bytes(self->hash, buffer, (size_t)n);
+        self->bytes += (size_t)n;
+        if ((since += (size_t)n) > self->pause_every) {
+            usleep(500);
+            since = 0;
+        }
+    }
+    return NULL;
+}
+
+static void send_large(int ours, int peer, int kind, size_t bytes, int parts_count) {
+    st_poller *poller = new_poller();
+    char *pattern = malloc(bytes);
+    fill_pattern(pattern, bytes, 11);
+    owner *self = open_stream(poller, ours, kind);
+    slow_reader reader = {.fd = peer, .pause_every = 500000};
+    pthread_t thread;
+    pthread_create(&thread, NULL, read_slowly, &reader);
+    struct iovec *parts = calloc((size_t)parts_count, sizeof *parts);
+    for (int i = 0; i < parts_count; i++) {
+        size_t from = bytes / (size_t)parts_count * (size_t)i;
+        size_t to = i == parts_count - 1 ? bytes : bytes / (size_t)parts_count * (size_t)(i + 1);
+        parts[i] = (struct iovec){pattern + from, to - from};
+    }
+    CHECK_EQ(poller->ops->stream_send(self->stream, parts, parts_count), 0);
+    memset(parts, 0xff, (size_t)parts_count * sizeof *parts); /* the array is not to be kept */
+    free(parts);
+    CHECK_EQ(send_bytes(self, "x", 1), -EBUSY);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0); /* after what is in flight */
+    double until = now_s() + 30;
+    while (self->sends_over == 0) {
+        turn(poller, 100);
+        CHECK(now_s() < until);
+    }
+    CHECK_EQ(self->sent, bytes);
+    CHECK_EQ(self->send_error, 0);
+    if (kind == ST_SOCKET)
+        CHECK_EQ(send_bytes(self, "x", 1), -EPIPE);
+    close_stream(self);
+    pthread_join(thread, NULL);
+    CHECK_EQ(reader.bytes, bytes);
+    CHECK_EQ(reader.hash, hash_bytes(0, pattern, bytes));
+    close(peer);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+static void test_send_10_mb_tiny_buffer(void) {
+    int fds[2], tiny = 1;
+    tcp_pair(fds);
+    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &tiny, sizeof tiny);
+    send_large(fds[0], fds[1], ST_SOCKET, 10 << 20, 3);
+}
+
+static void test_send_5000_parts(void) {
+    int fds[2];
+    tcp_pair(fds);
+    send_large(fds[0], fds[1], ST_SOCKET, 5 << 20, 5000);
+}
+
+static void test_send_unix(void) {
+    int fds[2];
+    unix_pair(fds);
+    send_large(fds[0], fds[1], ST_SOCKET, 3 << 20, 2);
+}
+
+static void test_send_pipe(void) {
+    int fds[2];
+    CHECK(pipe2(fds, O_CLOEXEC) == 0);
+    fcntl(fds[1], F_SETFL, O_NONBLOCK);
+    send_large(fds[1], fds[0], ST_PIPE, 2 << 20, 2000);
+}
+
+static void test_send_to_nobody(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    enum { BYTES = 20 << 20 };
+    char *pattern = calloc(1, BYTES);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(send_bytes(self, pattern, BYTES), 0);
+    turn(poller, 1);
+    struct linger abort_it = {1, 0};
+    setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
+    close(fds[1]);
+    TURN_UNTIL(poller, self->sends_over);
+    CHECK(self->send_error == -ECONNRESET || self->send_error == -EPIPE);
+    CHECK(send_bytes(self, "x", 1) <= 0);
+    close_stream(self);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+/* The memory of a send is free when the stream is closed: freed here, so that a late access is seen. */
+static void test_close_during_send_and_receive(void) {
+    st_poller *poller = new_poller();
+    int before = open_descriptors();
+    for (int i = 0; i < 50; i++) {
+        int fds[2];
+        tcp_pair(fds);
+        char *pattern = calloc(1, 8 << 20);
+        owner *self = open_stream(poller, fds[0], ST_SOCKET);
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        CHECK_EQ(send_bytes(self, pattern, 8 << 20), 0);
+        if (i % 2)
+            turn(poller, 0);
+        CHECK(write(fds[1], "unread", 6) == 6);
+        poller->ops->stream_close(self->stream, 0);
+        TURN_UNTIL(poller, self->closed);
+        CHECK_EQ(self->sends_over, 0);
+        free(pattern);
+        close(fds[1]);
+        free_owner(self);
+    }
+    CHECK(open_descriptors() <= before + 1);
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
+static void test_peer_sees_the_close_of_an_idle_stream(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 10);
+    double begin = now_s();
+    poller->ops->stream_close(self->stream, 0);
+    TURN_UNTIL(poller, self->closed);
+    struct pollfd end = {.fd = fds[1], .events = POLLIN};
+    CHECK(poll(&end, 1, 100) == 1);
+    char byte;
+    CHECK(read(fds[1], &byte, 1) == 0);
+    CHECK(now_s() - begin < 0.1);
+    close(fds[1]);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+static void close_itself(owner *self, char *data, ssize_t n) {
+    (void)data, (void)n;
+    self->poller->ops->stream_close(self->stream, 0);
+}
+
+static void test_close_from_its_own_callback(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_data = close_itself;
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    CHECK(write(fds[1], "a", 1) == 1);
+    TURN_UNTIL(poller, self->data_calls);
+    CHECK_EQ(self->closed, 0); /* from a later turn */
+    CHECK(write(fds[1], "b", 1) == 1);
+    TURN_UNTIL(poller, self->closed);
+    CHECK_EQ(self->data_calls, 1);
+    close(fds[1]);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+static void test_keep_fd(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 5);
+    poller->ops->stream_read_stop(self->stream);
+    turn(poller, 5);
+    poller->ops->stream_close(self->stream, 1);
+    TURN_UNTIL(poller, self->closed);
+    CHECK(write(fds[1], "goes on", 7) == 7);
+    char buffer[8];
+    struct pollfd readable = {.fd = fds[0], .events = POLLIN};
+    CHECK(poll(&readable, 1, 1000) == 1);
+    CHECK(read(fds[0], buffer, sizeof buffer) == 7);
+    CHECK(write(fds[0], "back", 4) == 4);
+    read_exactly(fds[1], buffer, 4);
+    close(fds[0]);
+    close(fds[1]);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+static void test_end_of_file_on_unix_sockets(void) {
+    st_poller *poller = new_poller();
+    for (int i = 0; i < 500; i++) {
+        int fds[2];
+        unix_pair(fds);
+        owner *self = open_stream(poller, fds[0], ST_SOCKET);
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        if (i % 3)
+            turn(poller, 0);
+        CHECK(write(fds[1], "last words", 10) == 10);
+        if (i % 2)
+            turn(poller, 0);
+        close(fds[1]);
+        TURN_UNTIL(poller, self->ended);
+        CHECK_EQ(self->bytes, 10);
+        CHECK_EQ(self->end_result, 0);
+        close_stream(self);
+    }
+    poller->ops->free(poller);
+}
+
+static void read_all(int ours, int peer, int kind, int mode) {
+    st_poller *poller = new_poller();
+    enum { BYTES = 200000 };
+    char *pattern = malloc(BYTES), into[5000];
+    fill_pattern(pattern, BYTES, 3);
+    owner *self = open_stream(poller, ours, kind);
+    self->into = into;
+    self->into_bytes = sizeof into;
+    poller->ops->stream_read_start(self->stream, mode);
+    fcntl(peer, F_SETFL, O_NONBLOCK);
+    size_t written = 0;
+    double until = now_s() + 10;
+    while (self->bytes < BYTES) {
+        ssize_t n = write(peer, pattern + written, BYTES - written);
+        written += n > 0 ? (size_t)n : 0;
+        turn(poller, 10);
+        CHECK(now_s() < until);
+    }
+    close(peer);
+    TURN_UNTIL(poller, self->ended);
+    CHECK_EQ(self->end_result, 0);
+    CHECK_EQ(self->bytes, BYTES);
+    CHECK(memcmp(self->data, pattern, BYTES) == 0);
+    close_stream(self);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+static void test_read_pipe(void) {
+    for (int mode = ST_READ_COPY; mode <= ST_READ_INTO; mode++) {
+        int fds[2];
+        CHECK(pipe2(fds, O_CLOEXEC) == 0);
+        fcntl(fds[0], F_SETFL, O_NONBLOCK);
+        read_all(fds[0], fds[1], ST_PIPE, mode);
+    }
+}
+
+static void test_read_unix(void) {
+    for (int mode = ST_READ_COPY; mode <= ST_READ_INTO; mode++) {
+        int fds[2];
+        unix_pair(fds);
+        read_all(fds[0], fds[1], ST_SOCKET, mode);
+    }
+}
+
+static void test_terminal(void) {
+    st_poller *poller = new_poller();
+    int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    CHECK(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+    int terminal = open(ptsname(master), O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    CHECK(terminal >= 0);
+    owner *self = open_stream(poller, terminal, ST_PIPE);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 5);
+    CHECK(write(master, "typed\n", 6) == 6);
+    TURN_UNTIL(poller, self->bytes == 6);
+    CHECK(memcmp(self->data, "typed\n", 6) == 0);
+    CHECK_EQ(send_bytes(self, "shown", 5), 5);
+    close_stream(self);
+    close(master);
+    poller->ops->free(poller);
+}
+
+static void test_bad_descriptors(void) {
+    st_poller *poller = new_poller();
+    owner *self = new_owner(poller);
+    int error = 0, file = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    CHECK(poller->ops->stream_open(poller, 9999, ST_SOCKET, self, &error) == NULL);
+    CHECK_EQ(error, -EBADF);
+    CHECK(poller->ops->listener_open(poller, 9999, self, &error) == NULL || error == 0);
+    close(file);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+/* Freed with everything still open: descriptors closed, owners told, sends dropped. */
+static void test_free_with_open_streams(void) {
+    int before = open_descriptors();
+    for (int turns = 0; turns < 3; turns++) {
+        st_poller *poller = new_poller();
+        int fds[20][2], port, error = 0;
+        owner *all[20];
+        char *pattern = calloc(1, 8 << 20);
+        for (int i = 0; i < 20; i++) {
+            tcp_pair(fds[i]);
+            all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+            poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+            if (i % 2)
+                CHECK_EQ(send_bytes(all[i], pattern, 8 << 20), 0);
+        }
+        int listening = listen_tcp(&port);
+        owner *listener = new_owner(poller);
+        listener->listener = poller->ops->listener_open(poller, listening, listener, &error);
+        poller->ops->listener_start(listener->listener, 10);
+        for (int i = 0; i < turns; i++)
+            turn(poller, 1);
+        poller->ops->stream_close(all[0]->stream, 0);
+        poller->ops->free(poller);
+        for (int i = 0; i < 20; i++) {
+            CHECK_EQ(all[i]->closed, 1);
+            ssize_t n; /* the connection is really over, not just ours no longer */
+            char rest[65536];
+            struct pollfd more = {.fd = fds[i][1], .events = POLLIN};
+            do {
+                CHECK(poll(&more, 1, 1000) == 1);
+                n = read(fds[i][1], rest, sizeof rest);
+            } while (n > 0);
+            close(fds[i][1]);
+            free_owner(all[i]);
+        }
+        CHECK_EQ(listener->closed, 1);
+        free_owner(listener);
+        close(listening);
+        free(pattern);
+        CHECK_EQ(open_descriptors(), before);
+    }
+}
+
+static void test_accepts_per_turn(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), peers[40];
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 8);
+    turn(poller, 0);
+    for (int i = 0; i < 40; i++)
+        peers[i] = connect_tcp(port);
+    while (self->accepted < 40) {
+        int before = self->accepted;
+        CHECK(turn(poller, 1000) > 0);
+        CHECK(self->accepted <= before + 8);
+    }
+    for (int i = 0; i < 40; i++) {
+        int flags = fcntl(self->fds[i], F_GETFL);
+        CHECK((flags & O_NONBLOCK) && (fcntl(self->fds[i], F_GETFD) & FD_CLOEXEC));
+        close(self->fds[i]);
+        close(peers[i]);
+    }
+    /* Stopped: nobody is told. Started again: nobody is lost. */
+    poller->ops->listener_stop(self->listener);
+    peers[0] = connect_tcp(port);
+    for (int i = 0; i < 3; i++)
+        turn(poller, 10);
+    CHECK_EQ(self->accepted, 40);
+    poller->ops->listener_start(self->listener, 8);
+    TURN_UNTIL(poller, self->accepted == 41);
+    close(self->fds[40]);
+    close(peers[0]);
+    stop_server(self, fd);
+    poller->ops->free(poller);
+}
+
+static void test_closed_listener_refuses(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port);
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 8);
+    turn(poller, 0);
+    poller->ops->listener_close(self->listener);
+    close(fd);
+    /* No turn in between: the port must be free for others at once. */
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(connect(client, (struct sockaddr *)&address, sizeof address) == -1 && errno == ECONNREFUSED);
+    close(client);
+    TURN_UNTIL(poller, self->closed);
+    CHECK_EQ(self->accepted, 0);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+/* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
+static void test_accept_without_descriptors(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), peers[5];
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    for (int i = 0; i < 5; i++)
+        peers[i] = connect_tcp(port);
+    struct rlimit limit, none;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    none = limit;
+    turn(poller, 0); /* the ring needs a descriptor too */
+    none.rlim_cur = (rlim_t)open_descriptors() + 1;
+    setrlimit(RLIMIT_NOFILE, &none); /* before it starts: io_uring notes the limit when it begins to accept */
+    poller->ops->listener_start(self->listener, 8);
+    double cpu = cpu_s();
+    TURN_UNTIL(poller, self->accept_error != 0);
+    CHECK_EQ(self->accept_error, -EMFILE);
+    CHECK_EQ(self->accepted, 0);
+    st_poller_statistics before = count(poller);
+    turn(poller, 100);
+    turn(poller, 100);
+    CHECK(count(poller).turns - before.turns == 2 && cpu_s() - cpu < 0.05);
+    setrlimit(RLIMIT_NOFILE, &limit);
+    self->accept_error = 0;
+    poller->ops->listener_start(self->listener, 8);
+    TURN_UNTIL(poller, self->accepted == 5);
+    for (int i = 0; i < 5; i++) {
+        close(self->fds[i]);
+        close(peers[i]);
+    }
+    stop_server(self, fd);
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {
+        TEST(timeout),
+        TEST(echo),
+        TEST(many_clients),
+        TEST(large_messages),
+        TEST(read_stop_keeps_bytes),
+        TEST(stop_and_go),
+        TEST(read_into),
+        TEST(send_10_mb_tiny_buffer),
+        TEST(send_5000_parts),
+        TEST(send_unix),
+        TEST(send_pipe),
+        TEST(send_to_nobody),
+        TEST(close_during_send_and_receive),
+        TEST(peer_sees_the_close_of_an_idle_stream),
+        TEST(close_from_its_own_callback),
+        TEST(keep_fd),
+        TEST(end_of_file_on_unix_sockets),
+        TEST(read_pipe),
+        TEST(read_unix),
+        TEST(terminal),
+        TEST(bad_descriptors),
+        TEST(free_with_open_streams),
+        TEST(accepts_per_turn),
+        TEST(closed_listener_refuses),
+        TEST(accept_without_descriptors),
+    };
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
