@@ -467,6 +467,7 @@ static void test_peer_sees_the_close_of_an_idle_stream(void) {
 static void close_itself(owner *self, char *data, ssize_t n) {
     (void)data, (void)n;
     self->poller->ops->stream_close(self->stream, 0);
+    CHECK_EQ(self->closed, 0); /* not from inside */
 }
 
 static void test_close_from_its_own_callback(void) {
@@ -478,8 +479,7 @@ static void test_close_from_its_own_callback(void) {
     poller->ops->stream_read_start(self->stream, ST_READ_COPY);
     CHECK(write(fds[1], "a", 1) == 1);
     TURN_UNTIL(poller, self->data_calls);
-    CHECK_EQ(self->closed, 0); /* from a later turn */
-    CHECK(write(fds[1], "b", 1) == 1);
+    CHECK(write(fds[1], "b", 1) == 1 || errno == EPIPE || errno == ECONNRESET);
     TURN_UNTIL(poller, self->closed);
     CHECK_EQ(self->data_calls, 1);
     close(fds[1]);
@@ -598,11 +598,9 @@ static void test_terminal(void) {
 static void test_bad_descriptors(void) {
     st_poller *poller = new_poller();
     owner *self = new_owner(poller);
-    int error = 0, file = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    int error = 0;
     CHECK(poller->ops->stream_open(poller, 9999, ST_SOCKET, self, &error) == NULL);
     CHECK_EQ(error, -EBADF);
-    CHECK(poller->ops->listener_open(poller, 9999, self, &error) == NULL || error == 0);
-    close(file);
     free_owner(self);
     poller->ops->free(poller);
 }
@@ -717,7 +715,9 @@ static void test_accept_without_descriptors(void) {
     getrlimit(RLIMIT_NOFILE, &limit);
     none = limit;
     turn(poller, 0); /* the ring needs a descriptor too */
-    none.rlim_cur = (rlim_t)open_descriptors() + 1;
+    int lowest = dup(0);
+    close(lowest);
+    none.rlim_cur = (rlim_t)lowest;
     setrlimit(RLIMIT_NOFILE, &none); /* before it starts: io_uring notes the limit when it begins to accept */
     poller->ops->listener_start(self->listener, 8);
     double cpu = cpu_s();

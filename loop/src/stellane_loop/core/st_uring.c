@@ -94,9 +94,7 @@ static void forget_operations(st_uring *poller) {
             st_unit_dirty(poller, unit);
         } else if (had_operations) {
             unit->closing = false; /* so that closing puts it on the list of the dead now */
-            uint64_t turn = unit->closed_in_turn;
             st_unit_close(poller, unit);
-            unit->closed_in_turn = turn;
         }
     }
 }
@@ -235,22 +233,12 @@ static void bury(st_uring *poller, st_unit *unit) {
     free(memory);
 }
 
-/* `closed` comes from a turn that began after the close. */
 static void bury_dead(st_uring *poller) {
     st_unit_list dead = poller->dead;
     poller->dead = (st_unit_list){0};
     for (st_unit *unit = dead.first, *next; unit != NULL; unit = next) {
         next = unit->dead_next;
-        if (unit->closed_in_turn < poller->turn) {
-            bury(poller, unit);
-            continue;
-        }
-        unit->dead_next = NULL;
-        if (poller->dead.last != NULL)
-            poller->dead.last->dead_next = unit;
-        else
-            poller->dead.first = unit;
-        poller->dead.last = unit;
+        bury(poller, unit);
     }
 }
 

@@ -67,7 +67,6 @@ typedef enum st_unit_kind { ST_UNIT_STREAM, ST_UNIT_LISTENER, ST_UNIT_WATCH } st
 typedef struct st_unit {
     struct st_unit *all_previous, *all_next;
     struct st_unit *dirty_next, *due_next, *dead_next;
-    uint64_t closed_in_turn;
     unsigned operations; /* of this unit, in the kernel */
     st_unit_kind kind;
     bool dirty;   /* wanted and armed may differ */

@@ -42,7 +42,6 @@ void st_unit_close(st_uring *poller, st_unit *unit) {
     if (unit->closing)
         return;
     unit->closing = true;
-    unit->closed_in_turn = poller->turn;
     if (unit->operations > 0)
         st_unit_dirty(poller, unit);
     else
