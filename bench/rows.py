@@ -31,9 +31,10 @@ class Row:
     `says` are regular expressions its output must match and `maps` parts of the names of shared
     libraries it must have loaded: facts that keep a silent fallback out of the table.
     `written_bytes_min` and `written_bytes_max` bound what one request makes it write.
-    `polls` is the kernel's poller it must hold, "epoll" or "io_uring", and `polls_not` one it must not. `ask(port)` gets one answer and checks it, `load(port, connections=, seconds=, cpu=,
-    at_start=, at_end=)` measures one window; without them `request` is sent over HTTP. `reaps`: the
-    time of children that the server starts and waits for belongs to it.
+    `polls` is the kernel's poller it must hold, "epoll" or "io_uring", and `polls_not` one it must not.
+    `ask(port)` gets one answer and checks it, `load(port, connections=, seconds=, cpu=, at_start=,
+    at_end=)` measures one window; without them `request` is sent over HTTP. `reaps`: the time of
+    children that the server starts and waits for belongs to it.
     """
 
     name: str

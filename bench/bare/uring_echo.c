@@ -6,7 +6,7 @@
  * operation each, into a ring of provided buffers, and echoed from the very buffer they came in,
  * which goes back into the ring when its send is over. One send is in flight per connection: two could
  * overtake each other. A client that does not read keeps its buffers, and when none are left receives
- * wait until a buffer comes back.
+ * wait until a buffer comes back: a measure of cost, not a server for strangers.
  *
  * usage: uring_echo PORT BUFFER_BYTES      (127.0.0.1; 0 picks a free port; the port is printed)
  */

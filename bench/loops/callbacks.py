@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 
@@ -102,7 +103,7 @@ class Timers:
             loop.call_later(delay / 10, wrong.append, "a cancelled timer fired").cancel()
         loop.call_later(TIMER_MAX_S / 10 + 0.05, loop.stop)
         loop.run_forever()
-        if any(later < earlier - 0.002 for earlier, later in zip(order, order[1:], strict=False)):
+        if any(later < earlier - 0.002 for earlier, later in itertools.pairwise(order)):
             wrong.append("timers fired out of order")
         if wrong or len(order) != 1000:
             raise RuntimeError(f"{len(order)} timers of 1000 fired; {wrong[:3]}")

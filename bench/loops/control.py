@@ -50,11 +50,13 @@ def obey(loop: asyncio.AbstractEventLoop, work: Work, port: int) -> None:
 
 
 def _run(port: int, seconds: float, timeout_s: float) -> dict[str, float]:
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
-        with connection.makefile("rw") as lines:
-            lines.write(f"run {seconds}\n")
-            lines.flush()
-            answer = lines.readline()
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection,
+        connection.makefile("rw") as lines,
+    ):
+        lines.write(f"run {seconds}\n")
+        lines.flush()
+        answer = lines.readline()
     if not answer:
         raise LoadError("the process ended instead of running its work")
     result: dict[str, float] = json.loads(answer)

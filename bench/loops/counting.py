@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cpu import PROC
-from bench.load import LoadError
+from bench.load import LoadError, run_generator
 from bench.loops.workloads import Workload, echo_command
-from bench.load import run_generator
 from bench.measure import Settings
 from bench.rows import Row
 from bench.servers import ServerError, serving
@@ -74,7 +73,7 @@ class Witness:
         """Stop counting; the file is complete afterwards."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(WITNESS_TIMEOUT_S)
+        self._process.communicate(timeout=WITNESS_TIMEOUT_S)
 
     def total(self) -> int:
         """The count. Raises ServerError when the file holds none."""
