@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import warnings
-from asyncio import base_events, constants, events, format_helpers, trsock
+from asyncio import base_events, constants, events, format_helpers, transports, trsock
 from asyncio.base_events import _format_handle
 from asyncio.log import logger
 

@@ -10,6 +10,12 @@
 #include "core/st_queue.h"
 #include "core/st_timers.h"
 
+#ifdef Py_GIL_DISABLED
+enum { stl_free_threaded = 1 };
+#else
+enum { stl_free_threaded = 0 };
+#endif
+
 typedef struct stl_block {
     PyThreadState *thread_state;
 } stl_block;

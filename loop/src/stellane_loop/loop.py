@@ -56,7 +56,7 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
 
     @property
     def _selector(self):
-        return _SelectorView(self)
+        return None if self._closed else _SelectorView(self)
 
     def close(self) -> None:
         """Close the loop; descriptors of transports that are still open are closed with it."""

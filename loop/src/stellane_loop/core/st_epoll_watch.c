@@ -12,6 +12,7 @@ typedef struct epoll_watch {
     uint8_t wanted;
     uint8_t once;       /* registered edge-triggered, for good */
     uint8_t seen;       /* edges that nobody had asked for yet */
+    uint8_t hung_up;    /* readable for good: no further edge will say so */
     uint32_t registered; /* epoll's events; 0: none */
 } epoll_watch;
 
@@ -46,11 +47,13 @@ static void watch_event(st_entry *entry, unsigned events) {
     if (events & (EPOLLIN | EPOLLRDHUP | EPOLLPRI)) ready |= ST_READABLE;
     if (events & EPOLLOUT) ready |= ST_WRITABLE;
     if (events & (EPOLLERR | EPOLLHUP)) ready |= ST_READABLE | ST_WRITABLE;
+    if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP)) ((epoll_watch *)entry)->hung_up = 1;
     watch_tell((epoll_watch *)entry, ready);
 }
 
 static void watch_again(st_entry *entry) {
     epoll_watch *watch = (epoll_watch *)entry;
+    if (watch->hung_up) watch->seen |= ST_READABLE;
     unsigned ready = watch->seen & watch->wanted;
     watch->seen &= ~ready;
     watch_tell(watch, ready);
@@ -88,10 +91,11 @@ int st_epoll_watch_set(st_watch *base, unsigned events) {
             st_entry_unregister(&watch->entry); /* at once: the caller may close its descriptor next */
         if (error) return error;
         watch->registered = wanted;
-        watch->seen = 0;
+        watch->seen = watch->hung_up = 0;
     }
     watch->wanted = events & (ST_READABLE | ST_WRITABLE);
-    if (watch->once && watch->seen & watch->wanted) st_entry_again(&watch->entry);
+    unsigned known = watch->seen | (watch->hung_up ? ST_READABLE : 0);
+    if (watch->once && known & watch->wanted) st_entry_again(&watch->entry);
     return 0;
 }
 

@@ -165,7 +165,8 @@ cdef class LoopCore:
         if self._debug:
             (<object>self)._check_callback(callback, "call_soon_threadsafe")
         handle = self.handle(callback, args, context)
-        if self.running_in == PyThread_get_thread_ident():
+        # Before the loop runs the order of all that is scheduled is kept, where one lock guards it anyway.
+        if self.running_in == PyThread_get_thread_ident() or (self.running_in == 0 and not stl_free_threaded):
             self.push(handle)
             return handle
         pthread_mutex_lock(&self.lock)
@@ -182,6 +183,17 @@ cdef class LoopCore:
             self.check_open()
             raise MemoryError
         return handle
+
+    def _add_callback(self, handle):
+        if not handle._cancelled:
+            self.push(handle if type(handle) in (Handle, TimerHandle) else self.handle(handle._run, (), None))
+
+    def _add_callback_signalsafe(self, handle):
+        self._add_callback(handle)
+
+    def _write_to_self(self):
+        if self.poller != NULL:
+            self.poller.ops.wake(self.poller)
 
     def call_later(self, delay, callback, *args, context=None):
         """Run callback(*args) once `delay` seconds have passed."""

@@ -111,6 +111,7 @@ cdef extern from "core/st_timers.h":
 
 
 cdef extern from "bridge.h":
+    bint stl_free_threaded
     ctypedef struct stl_block:
         pass
     ctypedef struct stl_held:

@@ -563,5 +563,5 @@ cdef class StreamTransport(Owned):
         return SocketStreamTransport
 
 
-class SocketStreamTransport(asyncio.Transport):
+class SocketStreamTransport(transports._FlowControlMixin, asyncio.Transport):
     """What `isinstance` sees of a StreamTransport: an extension type can not inherit asyncio.Transport's slots."""
