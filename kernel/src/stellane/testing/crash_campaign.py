@@ -35,6 +35,9 @@ from stellane.recovery.journal import Journal
 READY_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 90.0
 """How long recovery may take after the last kill, seconds."""
+PROGRESS_TIMEOUT_S = 60.0
+"""How much longer the killing goes on until it has met what it is to meet, seconds: on a crowded
+machine few workers live long enough to answer."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class CampaignReport:
     kills: int = 0
     sent: int = 0
     answered: int = 0
+    answered_between_kills: int = 0
+    """Those of `answered` that came before the last kill."""
     cut_off: int = 0
     """Requests whose connection ended without an answer, because their worker was killed."""
     refused: int = 0
@@ -163,17 +168,24 @@ class CrashCampaign:
     # --- the campaigns ----------------------------------------------------------------------------
 
     async def kill_workers(self, *, seconds: float, every_s: float = 0.2) -> CampaignReport:
-        """Keep `clients` requests in flight and kill a random worker every `every_s` seconds."""
+        """Keep `clients` requests in flight and kill a random worker every `every_s` seconds.
+
+        Goes on for at most PROGRESS_TIMEOUT_S more until requests were both cut off and answered.
+        """
         await self.start()
+        report = self.report
         try:
             clients = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
             end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            while (now := time.monotonic()) < end or (
+                now < end + PROGRESS_TIMEOUT_S and not (report.cut_off and report.answered_between_kills)
+            ):
                 await asyncio.sleep(every_s)
                 pids = self.worker_pids()
                 if pids:
+                    report.answered_between_kills = report.answered
                     _kill(self._random.choice(pids))
-                    self.report.kills += 1
+                    report.kills += 1
             self._stopping = True
             await asyncio.gather(*clients)
             await self._settle()
