@@ -76,7 +76,8 @@ def _stellane_command(target: str, backend: str, port: int) -> list[str]:
 
 
 def _stellane_maps(backend: str) -> tuple[str, ...]:
-    return ("/zttp/", "/uvloop/") if backend == "libuv" else ("/zttp/",)
+    ours = ("/zttp/", "/usual_request.")
+    return (*ours, "/uvloop/") if backend == "libuv" else ours
 
 
 def _stellane_row(kind: str, backend: str) -> Row:

@@ -99,8 +99,8 @@ class Stranger:
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     environment = Stranger(tmp_path_factory.mktemp("stranger"))
-    # Without isolation pip builds the wheels with one hatchling, not with a download of it for each.
-    environment.install("hatchling>=1.27")
+    # Without isolation pip builds the wheels with one set of tools, not with a download of them for each.
+    environment.install("hatchling>=1.27", "setuptools>=77", "cython>=3.1,<4")
     environment.install(
         "--no-build-isolation", f"{ROOT}/kernel[testing]", f"{ROOT}/plugins/protocol-http", str(EXAMPLE)
     )

@@ -45,10 +45,15 @@ class Site:
         return module
 
 
+def holds_metadata(folder: Path) -> bool:
+    """Whether it is the source folder of a distribution that setuptools installed as editable."""
+    return folder.is_dir() and any(folder.glob("*.egg-info"))
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """What is really installed is hidden, so that each test says all that there is."""
-    visible = [entry for entry in sys.path if "site-packages" not in entry]
+    visible = [entry for entry in sys.path if "site-packages" not in entry and not holds_metadata(Path(entry))]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *visible])
     before = set(sys.modules)
     yield Site(tmp_path)

@@ -31,7 +31,7 @@ def test_no_request_is_lost_when_workers_are_killed(campaign: CrashCampaign) -> 
     assert report.refused == 0
     assert report.cut_off > 0, "no kill ever met a request: this proved nothing"
     assert report.replayed > 0, "no request was ever replayed: this proved nothing"
-    assert report.answered > 200
+    assert report.answered_between_kills > 0, "nothing was answered while workers were killed"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import zttp
 
 from stellane.abc import Exchange
-from stellane_protocol_http.known_heads import HEAD_BYTES_MAX, HEADS_MAX, KnownHead, KnownHeads, is_one_head
+from stellane_protocol_http.known_heads import HEAD_BYTES_MAX, HEADS_MAX, KnownHeads, is_one_head
 
 GET = b"GET /known HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -28,7 +28,7 @@ def test_repeated_heads_give_the_same_request_on_any_connection(serve: Any) -> N
     for client in (first, first, second, first):
         client.send(GET)
         assert client.response().body == b"/known host=a "
-    assert server.call(lambda: server.protocol.known_heads.find(GET)) is not None, "it was not remembered"
+    assert server.call(lambda: server.protocol.known_heads.heads.get(GET)) is not None, "it was not remembered"
     first.send(b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
     assert first.response().body == b"/other host=a,content-length=2 hi"
     first.send(GET)
@@ -75,16 +75,16 @@ def test_heads_that_need_thought_are_not_remembered(serve: Any) -> None:
             client = server.connect()
             client.send(head)
             assert client.response(head_only=head.startswith(b"HEAD")).status == 200
-        assert server.call(lambda head=head: server.protocol.known_heads.find(head)) is None
+        assert server.call(lambda head=head: server.protocol.known_heads.heads.get(head)) is None
 
 
 def test_memory_is_bounded() -> None:
     """known_heads.HEADS_MAX heads of at most HEAD_BYTES_MAX bytes."""
     heads = KnownHeads()
-    known = KnownHead(zttp.Connection(zttp.SERVER).receive_event(GET), "GET", False)
+    known = ("GET", b"/known", zttp.Connection(zttp.SERVER).receive_event(GET), False)
     for number in range(HEADS_MAX * 2 + 1):
         heads.remember(b"%d" % number, known)
-    assert sum(heads.find(b"%d" % number) is not None for number in range(HEADS_MAX * 2 + 1)) <= HEADS_MAX
+    assert sum(heads.heads.get(b"%d" % number) is not None for number in range(HEADS_MAX * 2 + 1)) <= HEADS_MAX
     longest = b"x" * (HEAD_BYTES_MAX - 4) + b"\r\n\r\n"
     assert is_one_head(longest)
     assert not is_one_head(b"x" + longest)

@@ -40,6 +40,7 @@ RETRY_AFTER_S = 1
 """What a refused client is told to wait, seconds."""
 
 _Task = asyncio.Task
+_EAGER = sys.version_info >= (3, 12)
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 _log = get_logger("stellane.spine")
 
@@ -91,9 +92,9 @@ class Spine:
         else:
             work = self._journaled(exchange, self._recorder)
         self._started_total += 1
-        if sys.version_info >= (3, 12):
+        if _EAGER:
             # A handler that never suspends is finished when this returns, with no turn of the loop.
-            task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)
+            task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)  # type: ignore[call-arg]
             if task.done():
                 try:
                     error = task.exception()

@@ -35,6 +35,9 @@ from stellane.recovery.journal import Journal
 READY_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 90.0
 """How long recovery may take after the last kill, seconds."""
+PROGRESS_TIMEOUT_S = 60.0
+"""How much longer the killing goes on until it has met what it is to meet, seconds: on a crowded
+machine few workers live long enough to answer."""
 
 
 @dataclass
@@ -45,6 +48,8 @@ class CampaignReport:
     kills: int = 0
     sent: int = 0
     answered: int = 0
+    answered_between_kills: int = 0
+    """Those of `answered` that came before the last kill."""
     cut_off: int = 0
     """Requests whose connection ended without an answer, because their worker was killed."""
     refused: int = 0
@@ -163,17 +168,24 @@ class CrashCampaign:
     # --- the campaigns ----------------------------------------------------------------------------
 
     async def kill_workers(self, *, seconds: float, every_s: float = 0.2) -> CampaignReport:
-        """Keep `clients` requests in flight and kill a random worker every `every_s` seconds."""
+        """Keep `clients` requests in flight and kill a random worker every `every_s` seconds.
+
+        Goes on for at most PROGRESS_TIMEOUT_S more until requests were cut off, answered and replayed.
+        """
         await self.start()
+        report = self.report
         try:
             clients = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
             end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            while (now := time.monotonic()) < end or (
+                now < end + PROGRESS_TIMEOUT_S and not await self._met_everything()
+            ):
                 await asyncio.sleep(every_s)
                 pids = self.worker_pids()
                 if pids:
+                    report.answered_between_kills = report.answered
                     _kill(self._random.choice(pids))
-                    self.report.kills += 1
+                    report.kills += 1
             self._stopping = True
             await asyncio.gather(*clients)
             await self._settle()
@@ -189,6 +201,7 @@ class CrashCampaign:
         await self.start()
         clients = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
         await asyncio.sleep(after_s)
+        await self._freeze_in_flight()
         self._stopping = True  # clients do not come again while there is no listener
         self.report.kills += 1 + len(self.worker_pids())
         self.kill_everything()
@@ -202,6 +215,30 @@ class CrashCampaign:
             self.report.errors.append(f"the server's exit code after SIGTERM is {code}")
         self._account()
         return self.report
+
+    async def _met_everything(self) -> bool:
+        """Whether the kills so far cut requests off, left others time to be answered, and led to a replay."""
+        report = self.report
+        if not (report.cut_off and report.answered_between_kills):
+            return False
+        return any(entry.attempts for entry in await asyncio.to_thread(self._read_journals))
+
+    async def _freeze_in_flight(self) -> None:
+        """Stop the workers (SIGSTOP) at a moment when orders have started that have not finished.
+
+        Between looking and killing nothing can finish then, however late the killer gets its turn.
+        """
+        deadline = time.monotonic() + PROGRESS_TIMEOUT_S
+        while True:
+            pids = self.worker_pids()
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            events = Counter(json.loads(line)["event"] for line in self._ledger_lines())
+            if events["started"] > events["finished"] or time.monotonic() > deadline:
+                return
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.02)
 
     async def _client(self, number: int) -> None:
         """One client: a new order on a new connection, again and again."""
@@ -271,6 +308,10 @@ class CrashCampaign:
             journal.close()
         return entries
 
+    def _ledger_lines(self) -> list[str]:
+        """The ledger's whole lines; none before the first effect."""
+        return self._ledger.read_text().splitlines() if self._ledger.exists() else []
+
     # --- the accounting -----------------------------------------------------------------------------
 
     def _account(self) -> None:
@@ -279,7 +320,7 @@ class CrashCampaign:
         report.states = Counter(str(entry.state) for entry in entries.values())
         report.replayed = sum(bool(entry.attempts) for entry in entries.values())
         finished: set[str] = set()
-        for line in self._ledger.read_text().splitlines() if self._ledger.exists() else ():
+        for line in self._ledger_lines():
             effect = json.loads(line)
             report.effects += 1
             order = effect["order"]

@@ -12,3 +12,5 @@ GATHER_BYTES_MAX = 65_536
 """Responses to pipelined requests gathered into one write, up to about this size."""
 LINGER_S = 2.0
 """How long a closing connection waits for the client to take the last response, seconds."""
+JOINED_BODY_BYTES_MAX = 65_536
+"""Up to here head and body of a response go out as one piece; copying a longer body costs more than a second write."""

@@ -20,111 +20,86 @@ from stellane.abc.protocol import Address
 from stellane.errors import ClientDisconnected, RemoteProtocolError
 from stellane_protocol_http import bounds
 from stellane_protocol_http.addresses import address_of
-from stellane_protocol_http.exchange import H1Exchange, UnusualExchange, body_timed_out, body_too_large
+from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too_large
 from stellane_protocol_http.head_rules import METHODS
-from stellane_protocol_http.known_heads import KnownHead, is_one_head
+from stellane_protocol_http.known_heads import is_one_head
+from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP
+from stellane_protocol_http.usual_request import UsualConnection
 
 if TYPE_CHECKING:
     from stellane_protocol_http.protocol import HttpProtocol
 
-_NEVER = float("inf")
-
-# Plain integers: an enum member costs more to look up than the comparison it is for.
-_HEAD, _BUSY, _SKIP, _LINGER, _RESUME = range(5)
 _SLASH = ord("/")
 
 
-class H1Connection(asyncio.Protocol):
+class H1Connection(UsualConnection, asyncio.Protocol):
     """See the module's docstring. All methods run on the loop's thread."""
 
     def __init__(self, protocol: HttpProtocol) -> None:
+        super().__init__(protocol, H1Exchange)
         self._protocol = protocol
         self.loop = protocol.loop
-        self.head_writer = protocol.head_writer
-        self.kept_alive = protocol.head_writer.kept_alive
         self._rules = protocol.rules
-        self._begin = protocol.begin
         codec = self._codec_types = protocol.codec_in_use
-        self._codec = codec.connect()
+        self.codec = codec.connect()
         self._need_data = codec.need_data
-        self._find_known = protocol.known_heads.find
-        self._codec_empty = True
         self._lone_head: bytes | None = None
         self._request_type = codec.request_type
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.client: Address = None
         self.server: Address = None
         self.scheme = "http"
-        self.lost = self.peer_closed = False
-        self.keeps_alive = True
-        self.deadline = _NEVER
-        self._phase = _HEAD
-        self._exchange: H1Exchange | None = None
+        self.peer_closed = False
         self._unbegun: H1Exchange | None = None
-        self.gathered: bytes | None = None
-        """While events are handled, the responses so far; they leave as one write."""
         self._head_bytes = self._chunk_bytes = 0
         self._head_start = b""
         self._waiting_bytes = self._skipped_bytes = self._unsent_bytes = 0
-        self._reading_paused = self._writing_paused = False
+        self._writing_paused = False
         self._drained: asyncio.Future[None] | None = None
 
     # --- asyncio.Protocol ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.transport_write = self._transport.write
         self.client = address_of(transport.get_extra_info("peername"))
         self.server = address_of(transport.get_extra_info("sockname"))
-        self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+        self.deadline = self.clock.now + self._protocol.http.head_timeout_s
         if not self._protocol.connection_opened(self):
             self._refuse(RemoteProtocolError("too many connections; see runtime.max_connections", 503))
 
-    def data_received(self, data: bytes) -> None:
-        phase = self._phase
-        if phase == _HEAD and self._codec_empty:
-            known = self._find_known(data)
-            if known is not None:
-                # Parsed and checked before; the codec does not see it.
-                self._exchange = exchange = H1Exchange(self, known.method, known.path, known.head)
-                if known.brings_ids:
-                    exchange.brings_ids = True
-                self._phase = _BUSY
-                self.gathered = b""
-                try:
-                    self._begin(exchange)
-                finally:
-                    if self._phase == _BUSY:
-                        self.deadline = _NEVER
-                    self._send_gathered()
-                return
+    def parse(self, data: bytes) -> None:
+        """Take bytes that are not, as a whole, a head that is known."""
+        phase = self.phase
+        if phase == HEAD and self.codec_empty:
             # Until the codec has given this chunk back as one whole request, it holds something.
-            self._codec_empty = False
+            self.codec_empty = False
             self._lone_head = data if is_one_head(data) else None
-        elif phase == _LINGER:
+        elif phase == LINGER:
             return
         try:
-            if phase == _HEAD:
+            if phase == HEAD:
                 self._chunk_bytes = len(data)
                 self._head_bytes += self._chunk_bytes
-                self._pump(self._codec.receive_event(data))
-                if self._phase == _HEAD and self._head_bytes:
+                self._pump(self.codec.receive_event(data))
+                if self.phase == HEAD and self._head_bytes:
                     self._head_incomplete(data)
-            elif phase == _RESUME or (self._exchange is not None and self._exchange.body_complete):
-                self._codec.receive_data(data)
-                self._codec_empty = False
+            elif phase == RESUME or (self.exchange is not None and self.exchange.body_complete):
+                self.codec.receive_data(data)
+                self.codec_empty = False
                 self._waiting_bytes += len(data)
                 if self._waiting_bytes > bounds.PIPELINE_BUFFER_BYTES:
                     self._pause_reading()
             else:
-                self._pump(self._codec.receive_event(data))
+                self._pump(self.codec.receive_event(data))
         except (self._codec_types.remote_error, RemoteProtocolError) as error:
             self._remote_error(error)
 
     def eof_received(self) -> bool:
         self.peer_closed = True
         self.keeps_alive = False
-        exchange = self._exchange
-        if exchange is None or self._phase != _BUSY:
+        exchange = self.exchange
+        if exchange is None or self.phase != BUSY:
             return False
         body_complete = exchange.body_complete
         exchange.peer_gone()
@@ -134,10 +109,10 @@ class H1Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.lost = self.peer_closed = True
         self.keeps_alive = False
-        self.deadline = _NEVER
+        self.deadline = NEVER
         self._writing_paused = False
         self._wake_writers()
-        exchange, self._exchange = self._exchange, None
+        exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.peer_gone()
         self._protocol.connection_closed(self)
@@ -145,14 +120,14 @@ class H1Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._writing_paused = True
         self._unsent_bytes = self._transport.get_write_buffer_size()
-        self.deadline = self._protocol.now + self._protocol.http.write_timeout_s
+        self.deadline = self.clock.now + self._protocol.http.write_timeout_s
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if self._phase == _LINGER:
-            self.deadline = self._protocol.now + bounds.LINGER_S
+        if self.phase == LINGER:
+            self.deadline = self.clock.now + bounds.LINGER_S
         else:
-            self.deadline = _NEVER if self._phase == _BUSY else self._protocol.idle_deadline
+            self.deadline = NEVER if self.phase == BUSY else self.clock.idle_deadline
         self._wake_writers()
 
     # --- reading ------------------------------------------------------------------------------
@@ -160,7 +135,7 @@ class H1Connection(asyncio.Protocol):
     def _pump(self, event: Any) -> None:
         """Handle events until the codec needs data or an exchange waits for its handler."""
         self.gathered = b""
-        next_event = self._codec.next_event
+        next_event = self.codec.next_event
         need_data = self._need_data
         try:
             while event is not need_data:
@@ -168,42 +143,44 @@ class H1Connection(asyncio.Protocol):
                     self._request(event)
                 elif not self._body_event(event):
                     break
-                if self._phase:
-                    exchange = self._exchange
-                    if (exchange is not None and exchange.body_complete) or self._phase == _LINGER or self.lost:
+                if self.phase:
+                    exchange = self.exchange
+                    if (exchange is not None and exchange.body_complete) or self.phase == LINGER or self.lost:
                         break  # what follows belongs to the next request, which waits its turn
                 event = next_event()
             if self._unbegun is not None:
                 self._begin_unbegun()
         finally:
-            self._send_gathered()
+            self.send_gathered()
 
     def _request(self, head: Any) -> None:
         rules = self._rules
         method = METHODS.get(head.method) or rules.method(head.method)
         # A head that shares its chunk with others is at most that chunk and what came before.
         rules.check(head, self._head_bytes or self._chunk_bytes)
-        if head.http_version == b"1.1" and method != "HEAD" and not self._codec.should_close():
-            exchange = H1Exchange(self, method, head.path, head)
-        else:
-            exchange = UnusualExchange(self, method, head.path, head)
-            exchange.keep_alive = not self._codec.should_close()
+        exchange = self.new_exchange(method, head.path, head)
+        if head.http_version != b"1.1" or method == "HEAD" or self.codec.should_close():
+            # Its response head takes more thought than the usual one.
+            exchange.plain = False
+            exchange.http_version = head.http_version.decode("ascii")
+            exchange.keep_alive = not self.codec.should_close()
         if head.target[0] != _SLASH:
             exchange.set_target(*rules.path_and_query(head, method))
         self._head_bytes = 0
-        self._phase = _BUSY
-        self._exchange = exchange
+        self.phase = BUSY
+        self.exchange = exchange
         exchange.in_codec = True
         exchange.brings_ids = rules.brings_ids(head)
         if head.end_stream:
             if self._lone_head is not None:
                 if exchange.plain:
-                    self._protocol.known_heads.remember(self._lone_head, KnownHead(head, method, exchange.brings_ids))
-                self._codec_empty = True
+                    known = (method, head.path, head, exchange.brings_ids)
+                    self._protocol.known_heads.remember(self._lone_head, known)
+                self.codec_empty = True
                 self._lone_head = None
-            self._begin(exchange)
-            if self._phase == _BUSY:
-                self.deadline = _NEVER
+            self.begin(exchange)
+            if self.phase == BUSY:
+                self.deadline = NEVER
         else:
             self._expect_body(head, exchange)
             # Body that came with the head is fed first: a small request then needs no waiting.
@@ -211,7 +188,7 @@ class H1Connection(asyncio.Protocol):
 
     def _begin_unbegun(self) -> None:
         exchange, self._unbegun = self._unbegun, None
-        self._begin(exchange)
+        self.begin(exchange)
 
     def _body_event(self, event: Any) -> bool:
         kind = type(event)
@@ -229,17 +206,17 @@ class H1Connection(asyncio.Protocol):
         if length is not None and int(length) > limit:
             raise RemoteProtocolError(f"Content-Length is over limits.body_bytes_max = {limit}", 413)
         exchange.expect_body(expects_continue=head.expect_continue)
-        self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+        self.deadline = self.clock.now + self._protocol.http.body_timeout_s
 
     def _body_data(self, data: bytes) -> None:
-        if self._phase == _SKIP:
+        if self.phase == SKIP:
             self._skipped_bytes += len(data)
             if self._skipped_bytes > bounds.SKIP_BYTES_MAX:
                 self._close()
             return
-        exchange = self._exchange
+        exchange = self.exchange
         assert exchange is not None
-        self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+        self.deadline = self.clock.now + self._protocol.http.body_timeout_s
         waiting = exchange.feed(data)
         if exchange.body_bytes > self._protocol.body_bytes_max:
             # The rest will not be read; whatever is answered, the connection ends with it.
@@ -247,24 +224,24 @@ class H1Connection(asyncio.Protocol):
             exchange.fail(body_too_large(self._protocol.body_bytes_max))
         elif waiting > bounds.BODY_BUFFER_BYTES:
             self._pause_reading()
-            self.deadline = _NEVER  # the application is the slow one now
+            self.deadline = NEVER  # the application is the slow one now
 
     def _body_end(self) -> None:
-        if self._phase == _SKIP:
-            self._phase = _HEAD
-            self._codec.start_next_cycle()
-            self.deadline = self._protocol.idle_deadline
+        if self.phase == SKIP:
+            self.phase = HEAD
+            self.codec.start_next_cycle()
+            self.deadline = self.clock.idle_deadline
             return
-        assert self._exchange is not None
-        self.deadline = _NEVER
-        self._exchange.feed_end()
+        assert self.exchange is not None
+        self.deadline = NEVER
+        self.exchange.feed_end()
         if self._unbegun is not None:
             self._begin_unbegun()
 
     def body_taken(self, exchange: H1Exchange, waiting_bytes: int) -> None:
         """The application took a part of the body and `waiting_bytes` are left."""
-        if exchange is self._exchange and self._reading_paused and waiting_bytes <= bounds.BODY_BUFFER_BYTES // 2:
-            self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+        if exchange is self.exchange and self.reading_paused and waiting_bytes <= bounds.BODY_BUFFER_BYTES // 2:
+            self.deadline = self.clock.now + self._protocol.http.body_timeout_s
             self._resume_reading()
 
     def _head_incomplete(self, data: bytes) -> None:
@@ -272,7 +249,7 @@ class H1Connection(asyncio.Protocol):
         limits = self._protocol.limits
         if self._head_bytes == len(data):
             self._head_start = b""
-            self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+            self.deadline = self.clock.now + self._protocol.http.head_timeout_s
         if len(self._head_start) <= limits.request_line_bytes_max:
             self._head_start += data
             if b"\r\n" not in self._head_start and len(self._head_start) > limits.request_line_bytes_max:
@@ -286,8 +263,8 @@ class H1Connection(asyncio.Protocol):
         if isinstance(error, RemoteProtocolError):
             self._refuse(error)
             return
-        exchange = self._exchange
-        if exchange is not None and exchange is not self._unbegun and self._phase == _BUSY:
+        exchange = self.exchange
+        if exchange is not None and exchange is not self._unbegun and self.phase == BUSY:
             # The body is broken: the application hears of it and still answers; then it is over.
             self.keeps_alive = False
             exchange.fail(RemoteProtocolError(f"request body: {error}"))
@@ -300,29 +277,6 @@ class H1Connection(asyncio.Protocol):
         self._refuse(RemoteProtocolError(str(error), status))
 
     # --- writing ------------------------------------------------------------------------------
-
-    def _send_gathered(self) -> None:
-        out = self.gathered
-        self.gathered = None
-        if out and not self.lost:
-            self._transport.write(out)
-        if self._phase == _LINGER:
-            self._half_close()
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, gathered with others while events are being handled. Ignored once lost."""
-        out = self.gathered
-        if out is None:
-            if not self.lost:
-                self._transport.write(data)
-        elif not out:
-            self.gathered = data
-        elif len(out) < bounds.GATHER_BYTES_MAX:
-            self.gathered = out + data
-        else:
-            self.gathered = data
-            if not self.lost:
-                self._transport.write(out)
 
     async def wait_writable(self) -> None:
         """Wait until the client has taken enough. Raises ClientDisconnected."""
@@ -368,49 +322,36 @@ class H1Connection(asyncio.Protocol):
 
     # --- between requests -----------------------------------------------------------------------
 
-    def answered(self, exchange: H1Exchange, response: bytes) -> None:
-        """Send a whole response and go on: `write` and `exchange_ended` in the usual case at once."""
-        if self.gathered == b"" and exchange is self._exchange and exchange.simple and not self._reading_paused:
-            self.gathered = response
-            self._exchange = None
-            self._phase = _HEAD
-            if exchange.in_codec:
-                self._codec.start_next_cycle()
-            self.deadline = self._protocol.idle_deadline
-        else:
-            self.write(response)
-            self.exchange_ended(exchange)
-
     def exchange_ended(self, exchange: H1Exchange) -> None:
         """The response is complete; go on to the next request, or close."""
-        if exchange is not self._exchange:
+        if exchange is not self.exchange:
             return
         if exchange.body_complete and exchange.keep_alive and self.keeps_alive:
             if exchange.watched:
                 exchange.response_over()
-            if self._reading_paused:
+            if self.reading_paused:
                 self._resume_reading()
-            self._exchange = None
-            self._phase = _HEAD
+            self.exchange = None
+            self.phase = HEAD
             if exchange.in_codec:
-                self._codec.start_next_cycle()
+                self.codec.start_next_cycle()
             if not self._writing_paused:
-                self.deadline = self._protocol.idle_deadline
-            if self.gathered is None and not self._codec_empty:
+                self.deadline = self.clock.idle_deadline
+            if self.gathered is None and not self.codec_empty:
                 self._resume_parsing()
             return
         exchange.response_over()
-        if self._reading_paused:
+        if self.reading_paused:
             self._resume_reading()
         if self.lost:
             return
         if not exchange.keep_alive or not self.keeps_alive:
             self._close()
         else:
-            self._phase = _SKIP
-            self._exchange = None
+            self.phase = SKIP
+            self.exchange = None
             self._skipped_bytes = 0
-            self.deadline = self._protocol.now + self._protocol.http.body_timeout_s
+            self.deadline = self.clock.now + self._protocol.http.body_timeout_s
 
     def _resume_parsing(self) -> None:
         """The codec may hold bytes of later requests, from the same chunk or from since.
@@ -421,20 +362,20 @@ class H1Connection(asyncio.Protocol):
         self._head_bytes = self._chunk_bytes = self._waiting_bytes
         self._waiting_bytes = 0
         try:
-            event = self._codec.next_event()
+            event = self.codec.next_event()
         except self._codec_types.remote_error as error:
             self._remote_error(error)
             return
         if event is not self._codec_types.need_data:
-            self._phase = _RESUME
+            self.phase = RESUME
             self.loop.call_soon(self._pump_resumed, event)
         elif self._head_bytes:
-            self.deadline = self._protocol.now + self._protocol.http.head_timeout_s
+            self.deadline = self.clock.now + self._protocol.http.head_timeout_s
 
     def _pump_resumed(self, event: Any) -> None:
-        if self.lost or self._phase != _RESUME:
+        if self.lost or self.phase != RESUME:
             return
-        self._phase = _HEAD
+        self.phase = HEAD
         try:
             self._pump(event)
         except (self._codec_types.remote_error, RemoteProtocolError) as error:
@@ -448,7 +389,7 @@ class H1Connection(asyncio.Protocol):
         head, _, _ = self.head_writer.head(error.status, [(b"content-type", b"text/plain; charset=utf-8")], len(body))
         if error.status == 503:
             head += b"retry-after: 1\r\n"
-        self._exchange = None
+        self.exchange = None
         self.write(head + b"connection: close\r\n\r\n" + body)
         self._close()
 
@@ -456,15 +397,15 @@ class H1Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close after what was written has gone out, without a reset that would destroy it."""
-        if self._phase == _LINGER:
+        if self.phase == LINGER:
             return
-        self._phase = _LINGER
-        self._exchange = None
-        self.deadline = self._protocol.now + bounds.LINGER_S
+        self.phase = LINGER
+        self.exchange = None
+        self.deadline = self.clock.now + bounds.LINGER_S
         if self.gathered is None:
-            self._half_close()
+            self.half_close()
 
-    def _half_close(self) -> None:
+    def half_close(self) -> None:
         if self.lost:
             return
         if self.peer_closed or not self._transport.can_write_eof():
@@ -472,7 +413,7 @@ class H1Connection(asyncio.Protocol):
             return
         # Closing with unread input in the socket sends a reset, and the client would lose the
         # answer (RFC 9112 section 9.6): end our side, throw input away, close on theirs.
-        if self._reading_paused:
+        if self.reading_paused:
             self._resume_reading()
         self._transport.write_eof()
 
@@ -484,34 +425,34 @@ class H1Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Close now when idle, else after the response in hand."""
         self.keeps_alive = False
-        if self._phase == _HEAD and not self._head_bytes and not self.lost:
+        if self.phase == HEAD and not self._head_bytes and not self.lost:
             self._close()
 
     def expire(self) -> None:
         """The deadline has passed; called by the protocol's tick."""
-        self.deadline = _NEVER
+        self.deadline = NEVER
         if self._writing_paused and self._transport.get_write_buffer_size() < self._unsent_bytes:
             self.pause_writing()  # slow, but taking: the time starts over
-        elif self._phase == _LINGER or self._writing_paused:
+        elif self.phase == LINGER or self._writing_paused:
             self.abort()
-        elif self._phase == _HEAD:
+        elif self.phase == HEAD:
             if self._head_bytes:
                 timeout_s = self._protocol.http.head_timeout_s
                 self._refuse(RemoteProtocolError(f"request head not complete in {timeout_s} s", 408))
             else:
                 self._close()
-        elif self._phase == _SKIP:
+        elif self.phase == SKIP:
             self._close()
-        elif self._exchange is not None and not self._exchange.body_complete:
+        elif self.exchange is not None and not self.exchange.body_complete:
             self.keeps_alive = False
-            self._exchange.fail(body_timed_out(self._protocol.http.body_timeout_s))
+            self.exchange.fail(body_timed_out(self._protocol.http.body_timeout_s))
 
     def _pause_reading(self) -> None:
-        if not self._reading_paused:
-            self._reading_paused = True
+        if not self.reading_paused:
+            self.reading_paused = True
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        self._reading_paused = False
+        self.reading_paused = False
         if not self.lost and not self._transport.is_closing():
             self._transport.resume_reading()

@@ -9,32 +9,21 @@ from typing import TYPE_CHECKING
 from stellane.abc import Exchange
 from stellane.abc.protocol import Address, Headers
 from stellane.errors import BodyTooLarge, ClientDisconnected, LocalProtocolError, RemoteProtocolError
+from stellane_protocol_http.bounds import JOINED_BODY_BYTES_MAX
+from stellane_protocol_http.usual_request import UsualExchange
 
 if TYPE_CHECKING:
-    from stellane_protocol_http.codec import RequestHead
-    from stellane_protocol_http.connection import H1Connection
-
-JOINED_BODY_BYTES_MAX = 65_536
-"""Up to here head and body go out as one piece; copying a larger body costs more than a second write."""
+    pass
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class H1Exchange(Exchange):
+class H1Exchange(UsualExchange, Exchange):
     """The exchange in hand on one connection. It keeps working, harmlessly, after its end."""
 
-    # Class-level defaults instead of assignments: this object is made for every request.
-    response_started = False
-    response_ended = False
-    body_complete = True
+    # Class-level defaults instead of assignments: most requests need none of these.
+    http_version = "1.1"
     body_bytes = 0
-    simple = True
-    """The whole request is here and nobody waits for the client to go."""
-    watched = False
-    """Somebody waits for the client to go."""
-    in_codec = False
-    """The codec parsed it, and waits to be told that it has been answered."""
-    brings_ids = False
     _parts: deque[bytes] | None = None
     _buffered_bytes = 0
     _error: Exception | None = None
@@ -48,18 +37,7 @@ class H1Exchange(Exchange):
     _bodyless = False
     _query: bytes | None = None
 
-    def __init__(self, connection: H1Connection, method: str, path: bytes, head: RequestHead) -> None:
-        self._connection = connection
-        self.method = method
-        self.path = path
-        self._head = head
-
     # --- request ------------------------------------------------------------------------------
-
-    http_version = "1.1"
-    keep_alive = True
-    plain = True
-    """HTTP/1.1, not HEAD, and the client means to go on: nearly every request."""
 
     def set_target(self, path: bytes, query: bytes) -> None:
         """Use another path and query than the target's own, which has the absolute or asterisk form."""
@@ -68,30 +46,30 @@ class H1Exchange(Exchange):
 
     @property
     def target(self) -> bytes:  # type: ignore[override]
-        return self._head.target
+        return self.head.target
 
     @property
     def query(self) -> bytes:  # type: ignore[override]
-        return self._head.query if self._query is None else self._query
+        return self.head.query if self._query is None else self._query
 
     @property
     def scheme(self) -> str:  # type: ignore[override]
-        return self._connection.scheme
+        return self.connection.scheme
 
     @property
     def client(self) -> Address:  # type: ignore[override]
-        return self._connection.client
+        return self.connection.client
 
     @property
     def server(self) -> Address:  # type: ignore[override]
-        return self._connection.server
+        return self.connection.server
 
     def header(self, name: bytes) -> bytes | None:
-        return self._head.headers.get(name)
+        return self.head.headers.get(name)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
-        return self._head.headers.to_list(lowercase_names=True)
+        return self.head.headers.to_list(lowercase_names=True)
 
     def expect_body(self, *, expects_continue: bool) -> None:
         """A body follows. The connection feeds it through `feed` and `feed_end`."""
@@ -139,7 +117,7 @@ class H1Exchange(Exchange):
             if self._parts:
                 data = self._parts.popleft()
                 self._buffered_bytes -= len(data)
-                self._connection.body_taken(self, self._buffered_bytes)
+                self.connection.body_taken(self, self._buffered_bytes)
                 return data
             if self.body_complete:
                 return b""
@@ -147,9 +125,9 @@ class H1Exchange(Exchange):
                 raise LocalProtocolError("the request body cannot be read after the response has ended")
             if self._expects_continue:
                 self._expects_continue = False
-                self._connection.write(_CONTINUE)
+                self.connection.write(_CONTINUE)
             if self._wake is None or self._wake.done():
-                self._wake = self._connection.loop.create_future()
+                self._wake = self.connection.loop.create_future()
             await self._wake
 
     def _wake_reader(self) -> None:
@@ -158,16 +136,9 @@ class H1Exchange(Exchange):
 
     # --- response -----------------------------------------------------------------------------
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        if self.response_started:
-            raise LocalProtocolError("a response was already started for this request")
-        connection = self._connection
-        if self.plain and connection.keeps_alive and len(body) <= JOINED_BODY_BYTES_MAX:
-            head = connection.kept_alive(status, headers, len(body))
-            if head is not None:
-                self.response_started = self.response_ended = True
-                connection.answered(self, head + body)
-                return
+    def respond_unusually(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response that ends the connection, answers HEAD, is long, or has a head of its own."""
+        connection = self.connection
         head, body = self._whole_head(status, headers, body)
         self.response_started = self.response_ended = True
         if len(body) <= JOINED_BODY_BYTES_MAX:
@@ -179,7 +150,7 @@ class H1Exchange(Exchange):
 
     def _whole_head(self, status: int, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
         """The head of a complete response in the cases that are not the usual one, and its body."""
-        writer = self._connection.head_writer
+        writer = self.connection.head_writer
         if self.method == "HEAD":
             head, _, close = writer.head(status, headers, len(body) if body else None)
             return self._connection_field(head, close), b""
@@ -190,7 +161,7 @@ class H1Exchange(Exchange):
 
     def _connection_field(self, head: bytes, close: bool) -> bytes:
         """Finish a head with the Connection field it needs (RFC 9112 section 9.3)."""
-        if close or self._expects_continue or not self.keep_alive or not self._connection.keeps_alive:
+        if close or self._expects_continue or not self.keep_alive or not self.connection.keeps_alive:
             # While the client waits for 100 Continue, its next bytes could be the body or a request.
             self.keep_alive = False
             return head + b"connection: close\r\n\r\n"
@@ -201,7 +172,7 @@ class H1Exchange(Exchange):
     def start(self, status: int, headers: Headers) -> None:
         if self.response_started:
             raise LocalProtocolError("a response was already started for this request")
-        connection = self._connection
+        connection = self.connection
         head, length, close = connection.head_writer.head(status, headers, None)
         self._bodyless = self.method == "HEAD" or status in (204, 304)
         if length is None and not self._bodyless:
@@ -221,7 +192,7 @@ class H1Exchange(Exchange):
             raise LocalProtocolError("send before start: the response has no head yet")
         if self.response_ended:
             raise LocalProtocolError("send after end: the response is complete")
-        connection = self._connection
+        connection = self.connection
         if connection.lost:
             raise ClientDisconnected("the client went away before the response was complete")
         if not self._bodyless and data:
@@ -245,7 +216,7 @@ class H1Exchange(Exchange):
         if self._length is not None and not self._bodyless and self._sent_bytes != self._length:
             raise LocalProtocolError(f"the body ended at {self._sent_bytes} of Content-Length = {self._length} bytes")
         self.response_ended = True
-        connection = self._connection
+        connection = self.connection
         tail = self._held_head or b""
         self._held_head = None
         if self._chunked:
@@ -256,16 +227,16 @@ class H1Exchange(Exchange):
 
     @property
     def unsent(self) -> bool:
-        return self._connection.unsent
+        return self.connection.unsent
 
     async def flushed(self) -> bool:
-        return await self._connection.wait_flushed()
+        return await self.connection.wait_flushed()
 
     async def wait_disconnected(self) -> None:
         if self.response_ended or self.disconnected:
             return
         if self._gone is None:
-            self._gone = self._connection.loop.create_future()
+            self._gone = self.connection.loop.create_future()
             self.watched = True
             self.simple = False
         await asyncio.shield(self._gone)
@@ -279,22 +250,11 @@ class H1Exchange(Exchange):
 
     @property
     def disconnected(self) -> bool:
-        return self._connection.lost or (self._connection.peer_closed and not self.response_ended)
+        return self.connection.lost or (self.connection.peer_closed and not self.response_ended)
 
     def abort(self) -> None:
         self.response_started = self.response_ended = True
-        self._connection.abort()
-
-
-class UnusualExchange(H1Exchange):
-    """A request after which the connection closes, or one in HTTP/1.0 or with HEAD: its response
-    head takes more thought than the usual one."""
-
-    plain = False
-
-    def __init__(self, connection: H1Connection, method: str, path: bytes, head: RequestHead) -> None:
-        super().__init__(connection, method, path, head)
-        self.http_version = head.http_version.decode("ascii")
+        self.connection.abort()
 
 
 def body_too_large(limit_bytes: int) -> Exception:

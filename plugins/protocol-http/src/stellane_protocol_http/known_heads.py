@@ -19,31 +19,21 @@ HEADS_MAX = 1024
 _END = b"\r\n\r\n"
 
 
-class KnownHead:
-    """A checked request head and what else is decided by its bytes."""
-
-    __slots__ = ("brings_ids", "head", "method", "path")
-
-    def __init__(self, head: Any, method: str, brings_ids: bool) -> None:
-        self.head = head
-        self.method = method
-        self.path = head.path
-        self.brings_ids = brings_ids
+KnownHead = tuple[str, bytes, Any, bool]
+"""What is decided by a head's bytes: method, path, the checked head, whether it brings ids."""
 
 
 class KnownHeads:
     """The heads one worker remembers, by their bytes."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, KnownHead] = {}
-        self.find = self._heads.get
-        """`find(chunk)`: the KnownHead of exactly these bytes, or None."""
+        self.heads: dict[bytes, KnownHead] = {}
 
     def remember(self, chunk: bytes, known: KnownHead) -> None:
         """Remember a head that was parsed from `chunk` alone."""
-        if len(self._heads) >= HEADS_MAX:
-            self._heads.clear()
-        self._heads[chunk] = known
+        if len(self.heads) >= HEADS_MAX:
+            self.heads.clear()
+        self.heads[chunk] = known
 
 
 def is_one_head(chunk: bytes) -> bool:

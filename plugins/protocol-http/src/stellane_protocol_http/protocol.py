@@ -13,6 +13,7 @@ from stellane_protocol_http.connection import H1Connection
 from stellane_protocol_http.head_rules import HeadRules
 from stellane_protocol_http.known_heads import KnownHeads
 from stellane_protocol_http.response_head import HeadWriter
+from stellane_protocol_http.usual_request import Clock, is_compiled
 
 TICK_S = 0.25
 """Deadlines are looked at this often, seconds: one timer a worker instead of two a request."""
@@ -24,8 +25,7 @@ class HttpProtocol(Protocol):
     def __init__(self) -> None:
         self.codec = ""
         self.errors_total = 0
-        self.now = 0.0
-        self.idle_deadline = 0.0
+        self.clock = Clock()
         self._connections: set[H1Connection] = set()
         self._connections_total = 0
         self._draining = False
@@ -42,7 +42,7 @@ class HttpProtocol(Protocol):
         self.body_bytes_max = config.limits.body_bytes_max or (1 << 62)
         self._connections_max = config.runtime.max_connections
         self.codec_in_use = load_codec(config.http.codec)
-        self.codec = self.codec_in_use.name
+        self.codec = f"{self.codec_in_use.name}, {'compiled' if is_compiled() else 'plain Python'}"
         self.rules = HeadRules(config.limits)
         self.known_heads = KnownHeads()
         self.head_writer = HeadWriter(server=config.http.server_header, date=config.http.date_header)
@@ -88,9 +88,10 @@ class HttpProtocol(Protocol):
         )
 
     def _look_at_clock(self) -> float:
-        self.now = self.loop.time()
-        self.idle_deadline = self.now + self.http.keep_alive_s
-        return self.now
+        clock = self.clock
+        clock.now = self.loop.time()
+        clock.idle_deadline = clock.now + self.http.keep_alive_s
+        return clock.now
 
     def _tick(self) -> None:
         now = self._look_at_clock()

@@ -9,6 +9,7 @@ from time import time
 
 from stellane.abc.protocol import Headers
 from stellane.errors import LocalProtocolError
+from stellane_protocol_http.usual_request import FinishedHeads
 
 _PLAIN, _LENGTH, _CODING, _CONNECTION, _DATE, _SERVER = range(6)
 _MEANING = {
@@ -35,60 +36,37 @@ def _status_line(status: int) -> bytes:
 _STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
 
 
-class HeadWriter:
+class HeadWriter(FinishedHeads):
     """Serialises response heads for one worker, with the Date field kept for a second."""
 
     def __init__(self, *, server: str, date: bool) -> None:
+        super().__init__()
         self._server = f"server: {server}\r\n".encode("latin-1") if server else b""
         if self._server.count(b"\n") > 1:
             raise LocalProtocolError("http.server_header must be one line")
         self._date = date
-        self._stamp_from = self._stamp_until = 0
-        self._last_headers: Headers | None = None
-        self._last_bytes = self._last_status = 0
-        self._last_head = b""
         self._stamp = b""
         self._names: dict[bytes, int] = {}
-        self._heads: dict[tuple[object, ...], bytes] = {}
 
-    def kept_alive(self, status: int, headers: Headers, body_bytes: int) -> bytes | None:
-        """A complete head, with its empty line, for a body of `body_bytes` on a connection that
-        goes on; None when it takes more thought than that.
-
-        The same head is often sent many times within a second, so finished ones are kept until
-        the Date changes. Raises LocalProtocolError.
-        """
-        if not self._stamp_from <= time() < self._stamp_until:
-            self.stamp()
-        if headers is self._last_headers and body_bytes == self._last_bytes and status == self._last_status:
-            return self._last_head  # the very same tuple as the last time
-        try:
-            key = (status, body_bytes, headers if type(headers) is tuple else tuple(headers))
-            head = self._heads.get(key)
-        except TypeError:  # a header pair that is a list: legal in ASGI, and not hashable
+    def finish(self, status: int, headers: Headers, body_bytes: int) -> bytes | None:
+        """Make the head that `kept_alive` has not made yet; None when it takes more thought."""
+        if status in (204, 304):
             return None
-        if head is None:
-            if status in (204, 304):
-                return None
-            head, _, close = self.head(status, key[2], body_bytes)
-            if close:
-                return None
-            head += b"\r\n"
-            if len(self._heads) >= _HEADS_MAX:
-                self._heads.clear()
-            self._heads[key] = head
-        if key[2] is headers:  # a tuple: nobody can change it
-            self._last_headers, self._last_bytes, self._last_status, self._last_head = headers, body_bytes, status, head
-        return head
+        head, _, close = self.head(status, headers, body_bytes)
+        if close:
+            return None
+        if len(self.heads) >= _HEADS_MAX:
+            self.heads.clear()
+        return head + b"\r\n"
 
     def stamp(self) -> bytes:
         """The Date and Server lines. Looks at the clock every time: a loop blocked for seconds
         must not send an old date (RFC 9110 section 6.6.1)."""
         now = time()
-        if not self._stamp_from <= now < self._stamp_until:
-            self._stamp_from, self._stamp_until = int(now), int(now) + 1
-            self._heads.clear()
-            self._last_headers = None
+        if not self.stamp_from <= now < self.stamp_until:
+            self.stamp_from, self.stamp_until = int(now), int(now) + 1
+            self.heads.clear()
+            self.last_headers = None
             date = b"date: " + formatdate(int(now), usegmt=True).encode("ascii") + b"\r\n" if self._date else b""
             self._stamp = date + self._server
         return self._stamp
