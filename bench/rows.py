@@ -13,7 +13,7 @@ from bench.build import BUILD
 from bench.load import LoadResult, Request
 
 APPS = Path(__file__).resolve().parent / "apps"
-STELLANE_BACKENDS = ("asyncio", "epoll", "libuv")
+STELLANE_BACKENDS = ("asyncio", "epoll", "io_uring", "libuv")
 JOURNAL_BACKEND = "libuv"
 JOURNAL_BODY_BYTES = 512
 

@@ -71,7 +71,7 @@ class TestSpecificationExamples:
         assert (runtime.max_tasks_per_loop, runtime.enable_cpu_affinity) == (1000, True)
 
     def test_second_has_exactly_two_keys_that_are_not_built_yet(self) -> None:
-        """Backend io_uring is known as a word; the factory refuses it when it is selected."""
+        """The backend is a plugin's name, which the factory looks for when it is selected."""
         assert refused(DEPENDENCIES_EXAMPLE) == (
             "2 problems in the configuration:\n"
             "  s.toml:15: performance.numa_aware = true: not built yet; the only value accepted is false.\n"

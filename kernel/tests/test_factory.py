@@ -219,11 +219,11 @@ def test_a_named_backend_never_falls_back() -> None:
         RuntimeFactory(runtime(backend="mine"), plugins=plugins).create_backend()
 
 
-def test_specifications_backend_io_uring_is_refused_when_it_is_selected() -> None:
+def test_specifications_backend_custom_is_refused_when_it_is_selected() -> None:
     with pytest.raises(
-        PluginNotFound, match=r"^runtime.backend = \"io_uring\" .*: backend 'io_uring' is not built yet\. Installed: "
+        PluginNotFound, match=r"^runtime.backend = \"custom\" .*: backend 'custom' is not built yet\. Installed: "
     ):
-        RuntimeFactory(runtime(backend="io_uring")).create_backend()
+        RuntimeFactory(runtime(backend="custom")).create_backend()
 
 
 def test_configured_is_heard_once_by_each_plugin_before_it_makes_anything() -> None:
