@@ -69,7 +69,9 @@ static void read_while_readable(epoll_stream *stream) {
         if (n > 0 && (size_t)n < len && stream->short_is_drained && !stream->hung_up) stream->readable = 0;
         tell_data(stream, at, n);
         if (stream->entry.closed || !stream->reading || !stream->readable) return;
-        if ((size_t)n == len) break; /* a fast sender waits for its next turn, so that others get theirs */
+        /* A fast sender waits for its next turn, so that others get theirs; and an end of file is told a turn
+         * after the last bytes, so that their owner has been able to act on them. */
+        if ((size_t)n == len || stream->hung_up) break;
     }
     st_entry_again(&stream->entry);
 }
