@@ -3,10 +3,22 @@
 import asyncio
 
 from stellane_loop.loop import Loop
-from stellane_loop.ready import NORMAL, priority
+from stellane_loop.observation import LoopStatistics, SlowCallback
+from stellane_loop.ready import NORMAL, PriorityOrder, ReadyOrder, priority
 
 __version__ = "0.1.0"
-__all__ = ["NORMAL", "Loop", "new_epoll_event_loop", "new_event_loop", "new_io_uring_event_loop", "priority"]
+__all__ = [
+    "NORMAL",
+    "Loop",
+    "LoopStatistics",
+    "PriorityOrder",
+    "ReadyOrder",
+    "SlowCallback",
+    "new_epoll_event_loop",
+    "new_event_loop",
+    "new_io_uring_event_loop",
+    "priority",
+]
 
 
 def new_event_loop(poller: str = "epoll") -> asyncio.AbstractEventLoop:

@@ -3,16 +3,15 @@
 """The native part of the loop. One compilation unit, so that its parts call each other as C functions."""
 
 import asyncio
-import contextvars
 import os
 import socket
 import sys
-import threading
 import warnings
 from asyncio import base_events, constants, events, format_helpers, transports, trsock
 from asyncio.base_events import _format_handle
 from asyncio.log import logger
 
+from stellane_loop.observation import LoopStatistics, SlowCallback
 from stellane_loop.ready import NORMAL, priority
 
 cimport cython
@@ -27,6 +26,7 @@ include "native/streams.pxi"
 include "native/listeners.pxi"
 include "native/socket_operations.pxi"
 include "native/files.pxi"
+include "native/turns.pxi"
 include "native/entry.pxi"
 
 stl_traverse_held(<void *>LoopCore, held_by)

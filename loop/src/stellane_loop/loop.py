@@ -1,6 +1,5 @@
 """The loop: the native core first, the standard library's Unix loop for everything that is not hot."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ import weakref
 from asyncio import base_events, constants, events, sslproto, unix_events
 from asyncio.log import logger
 
-from stellane_loop import _native
+from stellane_loop import _native, files
 
 _POLLERS = ("epoll", "io_uring")
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
@@ -177,6 +176,36 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
             transp._reset_empty_waiter()
             if reading:
                 transp.resume_reading()
+
+    # --- files ---
+
+    async def file_read(self, fd: int, length: int, offset: int) -> bytes:
+        """At most `length` bytes of the file from `offset`; fewer at its end. OSError as read(2)."""
+        native = self._native_file_read(fd, length, offset)
+        if native is None:
+            return await self.run_in_executor(None, files.read, fd, length, offset)
+        future, data = native
+        return data[: await future]
+
+    async def file_write(self, fd: int, data: bytes, offset: int, *, sync: bool = False) -> int:
+        """Write all of `data` at `offset`, and to the disk when `sync`; the number of bytes.
+
+        It returns only when the write was whole and the sync succeeded. After an OSError nothing may be
+        taken for written, and after a failed sync the file is not to be trusted again. Cancelling the
+        caller does not stop the write.
+        """
+        data = bytes(data)
+        native = self._native_file_write(fd, data, offset, sync)
+        if native is None:
+            native = self.run_in_executor(None, files.write, fd, data, offset, sync)
+        return await native
+
+    async def file_sync(self, fd: int, *, data_only: bool = True) -> None:
+        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost."""
+        native = self._native_file_sync(fd, data_only)
+        if native is None:
+            native = self.run_in_executor(None, files.sync, fd, data_only)
+        await native
 
     def __repr__(self) -> str:
         return (

@@ -7,6 +7,15 @@ cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several 
 cdef double CLOCK_RESOLUTION_S = 1e-9
 
 
+cdef enum:
+    TURN_BUCKETS = 32
+
+cdef struct turn_measures:
+    uint64_t callbacks
+    uint64_t took_us_log2[TURN_BUCKETS]
+    double busy_s, lag_max_s, polled_s
+
+
 cdef stl_held held_by(PyObject *loop) noexcept:
     cdef LoopCore core = <LoopCore>loop
     cdef stl_held held
@@ -46,8 +55,13 @@ cdef class LoopCore:
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
     cdef object order             # a ReadyOrder, or None: first in, first out
-    cdef object observer          # a TurnObserver, or None
-    cdef public bint _closed, _stopping, _debug
+    cdef object slow_report       # called with a SlowCallback, or None
+    cdef double slow_s
+    cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported
+    cdef bint measuring           # turns are measured
+    cdef turn_measures measures
+    cdef public bint _closed, _stopping
+    cdef bint _debug_mode
     cdef public object _thread_id
     cdef public double slow_callback_duration
     cdef public Py_ssize_t _background  # of open_count, those that need no poll while callbacks are ready
@@ -127,7 +141,7 @@ cdef class LoopCore:
         handle._args = args
         handle._loop = self
         handle._context = PyContext_CopyCurrent() if context is None else context
-        if self._debug:
+        if self._debug_mode:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
         return handle
 
@@ -152,7 +166,7 @@ cdef class LoopCore:
         """Run callback(*args) in the next turn, after what was scheduled before it."""
         if self._closed:
             self.check_open()
-        if self._debug:
+        if self._debug_mode:
             (<object>self)._check_thread()
             (<object>self)._check_callback(callback, "call_soon")
         return self.soon(callback, args, context)
@@ -162,7 +176,7 @@ cdef class LoopCore:
         cdef Handle handle
         cdef int error
         self.check_open()
-        if self._debug:
+        if self._debug_mode:
             (<object>self)._check_callback(callback, "call_soon_threadsafe")
         handle = self.handle(callback, args, context)
         # Before the loop runs the order of all that is scheduled is kept, where one lock guards it anyway.
@@ -210,7 +224,7 @@ cdef class LoopCore:
     cdef at(self, double when, callback, tuple args, context, str name):
         cdef TimerHandle handle
         self.check_open()
-        if self._debug:
+        if self._debug_mode:
             (<object>self)._check_thread()
             (<object>self)._check_callback(callback, name)
         handle = TimerHandle.__new__(TimerHandle)
@@ -220,7 +234,7 @@ cdef class LoopCore:
         handle._context = PyContext_CopyCurrent() if context is None else context
         handle._when = when
         handle.timer.item = <void *>handle
-        if self._debug:
+        if self._debug_mode:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
         if st_timers_add(&self.timers, &handle.timer, when):
             raise MemoryError
@@ -244,7 +258,16 @@ cdef class LoopCore:
 
     def get_debug(self):
         """Whether debug mode is on."""
-        return self._debug
+        return self._debug_mode
+
+    @property
+    def _debug(self):
+        return self._debug_mode
+
+    @_debug.setter
+    def _debug(self, bint on):
+        self._debug_mode = on
+        self.timed = on or self.slow_report is not None
 
     def stop(self):
         """End run_forever after the turn under way."""
@@ -282,6 +305,8 @@ cdef class LoopCore:
             self.take_inbox()
         if self.timers.count:
             self.take_due_timers()
+        if self.measuring:
+            return self.run_measured()
         if self.order is not None:
             return self.run_ordered()
         return self.run_ready(self.ready.count)
@@ -340,6 +365,8 @@ cdef class LoopCore:
         cdef TimerHandle handle
         while self.timers.count and self.timers.slots[0].when_s < end_s:
             handle = <TimerHandle>self.timers.slots[0].timer.item
+            if self.measuring and end_s - handle._when > self.measures.lag_max_s:
+                self.measures.lag_max_s = end_s - handle._when
             st_timers_remove(&self.timers, &handle.timer)
             Py_DECREF(handle)  # the heap's reference
             self.push(handle)
@@ -358,37 +385,21 @@ cdef class LoopCore:
             Py_DECREF(handle)  # the queue's reference
             if handle._cancelled:
                 continue
-            if self._debug:
+            if self.timed:
                 self.run_timed(handle)
             else:
                 handle.run()
         return 0
 
+    # Defined in turns.pxi, for those who asked for more than first in, first out.
     cdef int run_ordered(self) except -1:
-        cdef Handle handle
-        cdef double end_s = stl_now_s() + <double>self.order.budget_s
-        cdef Py_ssize_t count = len(self.order) + self.ready.count
-        self.run_ready(self.ready.count)  # what was there before the order was set
-        while count and len(self.order):
-            count -= 1
-            handle = self.order.pop()
-            if not handle._cancelled:
-                handle.run()
-            if stl_now_s() >= end_s:
-                break
-        return 0
+        raise NotImplementedError
+
+    cdef int run_measured(self) except -1:
+        raise NotImplementedError
 
     cdef int run_timed(self, Handle handle) except -1:
-        cdef double start_s = stl_now_s(), took_s
-        self._current_handle = handle
-        try:
-            handle.run()
-            took_s = stl_now_s() - start_s
-            if took_s >= self.slow_callback_duration:
-                logger.warning("Executing %s took %.3f seconds", _format_handle(handle), took_s)
-        finally:
-            self._current_handle = None
-        return 0
+        raise NotImplementedError
 
     def _ready_handles(self):
         """What is to be run in the next turn, in order."""

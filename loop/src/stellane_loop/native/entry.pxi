@@ -1,6 +1,6 @@
 # What the standard library's code calls by name: add_reader, transports, servers.
 
-cdef class NativeLoop(SocketOperations):
+cdef class NativeLoop(ObservedTurns):
     """All of the native half; `stellane_loop.Loop` is this and asyncio's own Unix loop."""
 
     # --- readiness of descriptors ---
@@ -100,29 +100,3 @@ cdef class NativeLoop(SocketOperations):
         if listener is not None:
             listener.end()
         sock.close()
-
-    # --- observation ---
-
-    def _counted(self):
-        """The poller's counters and the core's, by name."""
-        cdef st_poller_statistics counted
-        if self.poller == NULL:
-            return {}
-        self.poller.ops.statistics(self.poller, &counted)
-        return {
-            "turns": self.turns,
-            "polls": counted.turns,
-            "waits": counted.waits,
-            "system_calls": counted.system_calls,
-            "events": counted.events,
-            "accepts": counted.accepts,
-            "receives": counted.receives,
-            "sends": counted.sends,
-            "rearms": counted.rearms,
-            "starved": counted.starved,
-            "overflows": counted.overflows,
-            "in_flight": counted.in_flight,
-            "ready": self.ready.count,
-            "timers": self.timers.count,
-            "open": self.open_count,
-        }

@@ -21,7 +21,7 @@ cdef class Handle:
         if self._cancelled:
             return 0
         self._cancelled = True
-        if self._loop is not None and self._loop._debug:
+        if self._loop is not None and self._loop._debug_mode:
             self.kept_repr = repr(self)  # "Executing <Handle …> took …" still has to name it
         self._callback = None
         self._args = None

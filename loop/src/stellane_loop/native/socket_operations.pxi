@@ -218,7 +218,7 @@ cdef SocketState socket_state(LoopCore loop, sock):
 cdef int check_socket(LoopCore loop, sock) except -1:
     if isinstance(sock, ssl_socket_type):
         raise TypeError("Socket cannot be of type SSLSocket")
-    if loop._debug and sock.gettimeout() != 0:
+    if loop._debug_mode and sock.gettimeout() != 0:
         raise ValueError("the socket must be non-blocking")
     return 0
 

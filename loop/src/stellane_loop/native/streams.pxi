@@ -144,7 +144,7 @@ cdef class StreamTransport(Owned):
             if error:
                 self.fatal(OSError(-error, os.strerror(-error)), "Fatal read error on socket transport")
                 return
-            if self.loop._debug:
+            if self.loop._debug_mode:
                 logger.debug("%r received EOF", self)
         except BaseException as exc:
             self.loop.keep_raised(exc)
@@ -204,7 +204,7 @@ cdef class StreamTransport(Owned):
 
     cdef int fatal(self, exc, message) except -1:
         if isinstance(exc, OSError):
-            if self.loop._debug:
+            if self.loop._debug_mode:
                 logger.debug("%r: %s", self, message, exc_info=exc)
         else:
             (<object>self.loop).call_exception_handler(
@@ -415,7 +415,7 @@ cdef class StreamTransport(Owned):
             return
         self._paused = True
         self.read_off()
-        if self.loop._debug:
+        if self.loop._debug_mode:
             logger.debug("%r pauses reading", self)
 
     def resume_reading(self):
@@ -424,7 +424,7 @@ cdef class StreamTransport(Owned):
             return
         self._paused = False
         self.read_on()
-        if self.loop._debug:
+        if self.loop._debug_mode:
             logger.debug("%r resumes reading", self)
 
     # --- the end ---
