@@ -29,4 +29,5 @@ include "native/files.pxi"
 include "native/turns.pxi"
 include "native/entry.pxi"
 
-stl_traverse_held(<void *>LoopCore, held_by)
+# The last of the native bases: those before it copied what they inherit when they were made.
+stl_traverse_held(<void *>NativeLoop, held_by)

@@ -84,7 +84,8 @@ int st_epoll_watch_set(st_watch *base, unsigned events) {
         if (events & ST_WRITABLE) wanted |= EPOLLOUT;
     }
     watch->once = !!(events & ST_ONCE);
-    if (wanted != watch->registered) {
+    /* Asked for the same again, level-triggered: the number may stand for another file by now. */
+    if (wanted != watch->registered || (wanted && !watch->once)) {
         if (wanted)
             error = st_entry_register(&watch->entry, wanted);
         else
