@@ -103,16 +103,16 @@ def find_witness() -> Witness | None:
 
 def own_system_calls(pid: int, log: Path) -> int | None:
     """Ask the process for its loop's statistics; the system calls of its poller so far, if it tells."""
-    before = log.read_text(errors="replace").count("\nstatistics ")
+    before = log.read_text(errors="replace").count("\nsystem_calls ")
     os.kill(pid, signal.SIGUSR2)
     deadline = time.monotonic() + WITNESS_TIMEOUT_S
     while time.monotonic() < deadline:
-        lines = re.findall(r"(?m)^statistics (.*)$", log.read_text(errors="replace"))
+        lines = re.findall(r"(?m)^system_calls (.*)$", log.read_text(errors="replace"))
         if len(lines) > before:
-            statistics = json.loads(lines[-1])
-            return None if statistics is None else int(statistics["system_calls"])
+            counted: int | None = json.loads(lines[-1])
+            return counted
         time.sleep(0.02)
-    raise ServerError("it did not tell its statistics")
+    raise ServerError("it did not tell what its loop has counted")
 
 
 def count(row: Row, workload: Workload, settings: Settings, witness: Witness) -> Count:

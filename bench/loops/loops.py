@@ -95,4 +95,5 @@ def identity(loop: asyncio.AbstractEventLoop) -> str:
     """What `loop` is, from the object itself, as the lines that its row looks for."""
     kind = type(loop)
     file = getattr(sys.modules[kind.__module__], "__file__", None)
-    return f"loop {kind.__module__}.{kind.__qualname__}\nmodule {file}\n"
+    poller = getattr(loop, "poller_name", None)
+    return f"loop {kind.__module__}.{kind.__qualname__}\nmodule {file}\npoller {poller}\n"

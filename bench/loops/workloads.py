@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.build import BUILD
 from bench.load import WARMUP_S, LoadResult, run_generator
 from bench.loops.control import ask_work, load_work
-from bench.loops.loops import LOOPS, Loop
+from bench.loops.loops import LOOPS, STELLANE, Loop
 from bench.loops.tls import DIRECTORY, client_context
 from bench.rows import Row
 from bench.servers import READY_TIMEOUT_S, ServerError
@@ -152,9 +152,10 @@ def _loop_row(workload: Workload, loop: Loop) -> Row:
         says=(
             rf"(?m)^loop {loop.type_name}$",
             rf"(?m)^module .*{re.escape(loop.file_part)}",
-            *((r"(?m)^codec zttp$",) if http else ()),
+            *((rf"(?m)^poller {loop.polls}$",) if loop.name in STELLANE else ()),
+            *((r"(?m)^codec zttp, compiled$",) if http else ()),
         ),
-        maps=(*((loop.maps,) if loop.maps else ()), *(("/zttp/",) if http else ())),
+        maps=(*((loop.maps,) if loop.maps else ()), *(("/zttp/", "/usual_request.") if http else ())),
         polls=loop.polls,
         polls_not=loop.polls_not,
         ask=ask,
