@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -167,6 +168,33 @@ static void test_number_used_again(void) {
         close_watch(next);
         close(other[0]);
         close(other[1]);
+    }
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
+/* Its owner takes back what it asked for and closes its socket; the loop does not turn for a long time. The peer sees
+ * the end of the connection all the same. */
+static void test_taken_back_without_a_turn(void) {
+    st_poller *poller = new_poller();
+    for (int by_close = 0; by_close < 2; by_close++) {
+        int fds[2];
+        tcp_pair(fds);
+        owner *self = open_watch(poller, fds[0], ST_READABLE | ST_WRITABLE | ST_ONCE);
+        turn(poller, 0);
+        turn(poller, 0);
+        if (by_close)
+            poller->ops->watch_close(self->watch);
+        else
+            poller->ops->watch_set(self->watch, 0);
+        close(fds[0]);
+        struct pollfd end = {.fd = fds[1], .events = POLLIN};
+        CHECK(poll(&end, 1, 1000) == 1);
+        if (!by_close)
+            poller->ops->watch_close(self->watch);
+        TURN_UNTIL(poller, self->closed);
+        free_owner(self);
+        close(fds[1]);
     }
     CHECK_EQ(count(poller).in_flight, 0);
     poller->ops->free(poller);
@@ -474,7 +502,7 @@ static void test_fork(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(level_triggered), TEST(once),         TEST(directions),           TEST(not_pollable),
-        TEST(number_used_again), TEST(wake_ends_the_wait), TEST(wake_storm),    TEST(signals),
+        TEST(number_used_again), TEST(taken_back_without_a_turn), TEST(wake_ends_the_wait), TEST(wake_storm),    TEST(signals),
         TEST(threads),         TEST(free_in_another_thread), TEST(fork),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

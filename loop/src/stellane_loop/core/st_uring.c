@@ -68,14 +68,14 @@ static void close_ring(st_uring *poller) {
 }
 
 /* What the old ring held is gone. None of it had consumed anything that was not reported, see st_uring.h. */
-static void forget_operations(st_uring *poller) {
+static void forget_operations(st_uring *poller, bool left_behind) {
     for (st_unit *unit = poller->all, *next; unit != NULL; unit = next) {
         next = unit->all_next;
         if (unit->kind == ST_UNIT_STREAM) {
             st_uring_stream *stream = UNIT_OF(st_uring_stream, unit);
             stream->receive = stream->send = stream->write_poll = ST_OP_NONE;
             stream->starved = stream->receive_cancelled = false;
-            stream->moved = true;
+            stream->moved = stream->moved || left_behind;
         } else if (unit->kind == ST_UNIT_LISTENER) {
             st_uring_listener *listener = UNIT_OF(st_uring_listener, unit);
             listener->operation = ST_OP_NONE;
@@ -97,6 +97,12 @@ static void forget_operations(st_uring *poller) {
             st_unit_close(poller, unit);
         }
     }
+}
+
+void st_uring_cancel_now(st_uring *poller) {
+    /* In another thread than the ring's it has to wait for the next turn, which drops that ring. */
+    if (poller->ring_open && poller->thread == this_thread() && st_ring_queued(&poller->ring) > 0)
+        st_ring_enter(&poller->ring, 0, 0, 0);
 }
 
 static void flush(st_uring *poller) {
@@ -247,7 +253,7 @@ static int move(st_uring *poller) {
     if (poller->ring_open) {
         dispatch_ready(poller);
         close_ring(poller);
-        forget_operations(poller);
+        forget_operations(poller, true);
         poller->moved = true;
     }
     return open_ring(poller);
@@ -369,8 +375,7 @@ static void free_poller(st_poller *base) {
                 close(cqe->result);
         }
         close_ring(poller);
-        if (!ours)
-            forget_operations(poller);
+        forget_operations(poller, !ours);
     }
     while (poller->all != NULL) {
         poller->all->closing = true;

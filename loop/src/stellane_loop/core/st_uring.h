@@ -172,6 +172,9 @@ void st_unit_operation_over(st_uring *poller, st_unit *unit, uint64_t *operation
 /* An entry for an operation of the unit, its user_data stored in *operation; NULL: no room until the next submit. */
 st_uring_sqe *st_uring_prepare(st_uring *poller, st_unit *unit, st_op_kind kind, void *object, uint64_t *operation);
 bool st_uring_cancel(st_uring *poller, uint64_t operation); /* false: no room */
+/* A request keeps its file open even when the owner closes the descriptor next: the listener would go on listening, the
+ * peer would see no end. So what the owner takes back for good is not left to a turn that may not come for long. */
+void st_uring_cancel_now(st_uring *poller);
 bool st_uring_poll(st_uring *poller, st_unit *unit, st_op_kind kind, void *object, uint64_t *operation, int fd,
                    unsigned events);
 

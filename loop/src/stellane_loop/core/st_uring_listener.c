@@ -70,12 +70,8 @@ void st_uring_listener_close(st_listener *base) {
     listener->accepting = false;
     close_held(listener);
     st_unit_close(poller, &listener->unit);
-    /* The request keeps the socket listening even when its owner closes it next, and clients would connect to
-     * nobody: so it ends now, not with the next turn. From another thread it can not be ended; the ring
-     * goes with the next turn there. */
-    if (listener->operation != ST_OP_NONE && poller->ring_open && !poller->forked &&
-        st_uring_listener_flush(listener))
-        st_ring_enter(&poller->ring, 0, 0, 0);
+    if (listener->operation != ST_OP_NONE && poller->ring_open && st_uring_listener_flush(listener))
+        st_uring_cancel_now(poller);
 }
 
 static void hold(st_uring_listener *listener, int fd) {

@@ -52,6 +52,12 @@ st_watch *st_uring_watch_open(st_poller *base, int fd, void *owner, int *error) 
     return &watch->base;
 }
 
+static void take_back(st_uring_watch *watch) {
+    st_uring *poller = poller_of(watch);
+    if (watch->unit.operations > 0 && poller->ring_open && st_uring_watch_flush(watch))
+        st_uring_cancel_now(poller);
+}
+
 int st_uring_watch_set(st_watch *base, unsigned events) {
     st_uring_watch *watch = (st_uring_watch *)base;
     if (watch->unit.closing)
@@ -59,6 +65,8 @@ int st_uring_watch_set(st_watch *base, unsigned events) {
     watch->wanted = events;
     watch->unpollable = 0;
     st_unit_dirty(poller_of(watch), &watch->unit);
+    if ((events & (ST_READABLE | ST_WRITABLE)) == 0)
+        take_back(watch);
     return 0;
 }
 
@@ -66,6 +74,7 @@ void st_uring_watch_close(st_watch *base) {
     st_uring_watch *watch = (st_uring_watch *)base;
     watch->wanted = 0;
     st_unit_close(poller_of(watch), &watch->unit);
+    take_back(watch);
 }
 
 void st_uring_watched(st_uring_watch *watch, int direction, int32_t result) {
