@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,10 +25,19 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def _cause(detail: str) -> str:
-    """The line that says most: the last of a traceback."""
-    lines = [line for line in detail.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:160] if lines else ""
+_RAISED = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt|Warning|Cancelled)\b")
+
+
+def _cause(outcome: Outcome) -> str:
+    """The line that says most: what was raised; for a hang or a crash, where in the test; or else the last."""
+    lines = [line.strip() for line in outcome.detail.splitlines() if line.strip()]
+    raised = [line for line in lines if _RAISED.match(line)]
+    starts = [number for number, line in enumerate(lines) if line.endswith("(most recent call first):")]
+    stood = lines[starts[-1] + 1 :] if starts else []
+    in_test = [line for line in stood if "test_asyncio" in line]
+    if outcome.status in ("hung", "crashed"):
+        raised = []
+    return (raised[-1:] or in_test[:1] or stood[:1] or lines[-1:] or [""])[0][:160]
 
 
 def remarks(outcomes: Sequence[Outcome], held: dict[str, str], *, verbose: bool = False) -> str:
@@ -38,7 +48,7 @@ def remarks(outcomes: Sequence[Outcome], held: dict[str, str], *, verbose: bool 
             continue
         status = "passed alone only" if outcome.unsteady else outcome.status
         reason = f" (listed: {held[outcome.test]})" if outcome.test in held else ""
-        lines.append(f"{status:17} {outcome.test}{reason}: {_cause(outcome.detail)}")
+        lines.append(f"{status:17} {outcome.test}{reason}: {_cause(outcome)}")
         if verbose:
             lines += [f"    {line}" for line in outcome.detail.splitlines()]
     return "\n".join(sorted(lines) if not verbose else lines)
