@@ -339,6 +339,46 @@ static void test_peer_sees_the_close_of_an_idle_stream(void) {
     poller->ops->free(poller);
 }
 
+/* The loop may stop right after the close, and run again much later. */
+static void test_peer_sees_the_close_without_a_turn(void) {
+    st_poller *poller = new_poller();
+    for (int state = 0; state < 3; state++) {
+        int fds[2];
+        tcp_pair(fds);
+        owner *self = open_stream(poller, fds[0], ST_SOCKET);
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        for (int i = 0; i < state; i++)
+            turn(poller, 0);
+        poller->ops->stream_close(self->stream, 0);
+        struct pollfd end = {.fd = fds[1], .events = POLLIN};
+        char byte;
+        CHECK(poll(&end, 1, 1000) == 1 && read(fds[1], &byte, 1) == 0);
+        TURN_UNTIL(poller, self->closed);
+        close(fds[1]);
+        free_owner(self);
+    }
+    poller->ops->free(poller);
+}
+
+/* An abort stays one: with SO_LINGER 0 the peer is told of a reset, not of an orderly end. */
+static void test_abort_resets(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 0);
+    struct linger abort_it = {1, 0};
+    setsockopt(fds[0], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
+    poller->ops->stream_close(self->stream, 0);
+    TURN_UNTIL(poller, self->closed);
+    char byte;
+    CHECK(read(fds[1], &byte, 1) == -1 && errno == ECONNRESET);
+    close(fds[1]);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
 static void close_itself(owner *self, char *data, ssize_t n) {
     (void)data, (void)n;
     self->poller->ops->stream_close(self->stream, 0);
@@ -632,6 +672,8 @@ int main(int argc, char **argv) {
         TEST(send_to_nobody),
         TEST(close_during_send_and_receive),
         TEST(peer_sees_the_close_of_an_idle_stream),
+        TEST(peer_sees_the_close_without_a_turn),
+        TEST(abort_resets),
         TEST(close_from_its_own_callback),
         TEST(keep_fd),
         TEST(end_of_file_on_unix_sockets),

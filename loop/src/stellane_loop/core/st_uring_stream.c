@@ -365,27 +365,39 @@ bool st_uring_stream_flush(st_uring_stream *stream) {
     return st_uring_send_flush(stream) && received;
 }
 
+static void close_fd(st_uring_stream *stream) {
+    st_uring *poller = poller_of(stream);
+    if (stream->fd < 0 || stream->keep_fd)
+        return;
+    /* A ring that was left behind in another thread may keep the socket open for some time yet. Else no shutdown(2): it
+     * would reach copies in other processes, and turn an abort (SO_LINGER 0) into an orderly end. */
+    if (stream->moved && stream->socket && !poller->forked)
+        shutdown(stream->fd, SHUT_RDWR);
+    poller->counted.system_calls++;
+    close(stream->fd);
+    stream->fd = -1;
+}
+
 void st_uring_stream_close(st_stream *base, int keep_fd) {
     st_uring_stream *stream = (st_uring_stream *)base;
+    st_uring *poller = poller_of(stream);
     if (stream->unit.closing)
         return;
     stream->keep_fd = keep_fd != 0;
     stream->reading = stream->sending = false;
     if (stream->starved)
         leave_starved(stream);
-    st_unit_close(poller_of(stream), &stream->unit);
+    st_unit_close(poller, &stream->unit);
+    if (stream->unit.operations > 0 && poller->ring_open && st_uring_stream_flush(stream))
+        st_uring_cancel_now(poller);
+    /* The peer is to see the end now, also when the loop does not turn again for long. Not while an entry that was not
+     * submitted names the descriptor: its number may be another connection's by then. */
+    if (stream->unit.operations == 0 || (poller->ring_open && st_ring_queued(&poller->ring) == 0))
+        close_fd(stream);
 }
 
 void st_uring_stream_release(st_uring_stream *stream) {
-    st_uring *poller = poller_of(stream);
-    if (!stream->keep_fd) {
-        /* A ring that was left behind in another thread may keep the socket open for some time yet. Else no
-         * shutdown(2): it would reach copies in other processes, and turn an abort (SO_LINGER 0) into an orderly end. */
-        if (stream->moved && stream->socket && !poller->forked)
-            shutdown(stream->fd, SHUT_RDWR);
-        poller->counted.system_calls++;
-        close(stream->fd);
-    }
+    close_fd(stream);
     if (stream->starved)
         leave_starved(stream);
     if (stream->parts != stream->own_parts)
