@@ -16,6 +16,7 @@
 const char *poller_name = "epoll";
 unsigned ring_entries, ring_buffers, ring_buffer_bytes;
 int blocks;
+int segment_bytes;
 
 void fail(const char *file, int line, const char *what) {
     fprintf(stderr, "%s:%d: %s (errno %d)\n", file, line, what, errno);
@@ -215,6 +216,8 @@ int connect_tcp(int port) {
     struct sockaddr_in address = {
         .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
     int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (segment_bytes)
+        setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment_bytes, sizeof segment_bytes);
     CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return fd;

@@ -81,6 +81,7 @@ owner *open_stream(st_poller *poller, int fd, int kind);
 void close_stream(owner *owner); /* and turns until `closed`, then frees */
 ssize_t send_bytes(owner *owner, const void *bytes, size_t n);
 
+extern int segment_bytes; /* of connections to come; 0: as the system likes */
 int listen_tcp(int *port);
 int connect_tcp(int port);           /* blocking client */
 void tcp_pair(int fds[2]);           /* [0] is nonblocking: ours; [1] blocking: the peer */
