@@ -28,6 +28,7 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         self._open(poller, entries, buffers, buffer_bytes)
         base_events.BaseEventLoop.__init__(self)
         self._signal_handlers = {}
+        self._foreign_wakeup_fd = None
         self._unix_server_sockets = {}
         self._transports = weakref.WeakValueDictionary()
         self._make_self_pipe()
@@ -65,15 +66,17 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
             return
         if self._debug:
             logger.debug("Close %r", self)
-        if not sys.is_finalizing():
-            for number in list(self._signal_handlers):
-                self.remove_signal_handler(number)
-        self._signal_handlers.clear()
-        self._give_up_wakeup_fd(-1)
-        self._close_self_pipe()
         self._executor_shutdown_called = True
         executor, self._default_executor = self._default_executor, None
-        self._release()
+        try:
+            if not sys.is_finalizing():
+                for number in list(self._signal_handlers):
+                    self.remove_signal_handler(number)
+            self._signal_handlers.clear()
+            self._release_wakeup_fd()
+            self._close_self_pipe()
+        finally:  # at the end of the interpreter anything above may fail
+            self._release()
         _live_loops.discard(self)
         if executor is not None:
             executor.shutdown(wait=False)
@@ -85,13 +88,11 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         self._check_running()
         self._set_coroutine_origin_tracking(self._debug)
         self._old_agen_hooks = sys.get_asyncgen_hooks()
-        self._wakeup_fd_before = None
         self._thread_id = threading.get_ident()
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         events._set_running_loop(self)
-        if threading.current_thread() is threading.main_thread():
-            # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
-            self._wakeup_fd_before = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
+        self._hold_wakeup_fd()
 
     def _leave_run(self) -> None:
         if self._thread_id is None:
@@ -103,25 +104,48 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         if self._old_agen_hooks is not None:
             sys.set_asyncgen_hooks(*self._old_agen_hooks)
             self._old_agen_hooks = None
-        if self._wakeup_fd_before is not None:
-            self._give_up_wakeup_fd(self._wakeup_fd_before)
-
-    def _give_up_wakeup_fd(self, before: int) -> None:
-        if self._csock is None or threading.current_thread() is not threading.main_thread():
-            return
-        ours = self._csock.fileno()
-        current = signal.set_wakeup_fd(before)
-        if current != ours:
-            signal.set_wakeup_fd(current)  # somebody else's by now
+        self._release_wakeup_fd()
 
     # --- signals ---
+
+    def _hold_wakeup_fd(self) -> None:
+        """Have the numbers of signals written to our pipe; what was there before is remembered."""
+        if self._foreign_wakeup_fd is None and threading.current_thread() is threading.main_thread():
+            self._foreign_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+
+    def _release_wakeup_fd(self) -> None:
+        """Put back what was there before us, unless signals still have handlers here or the loop runs."""
+        if self._foreign_wakeup_fd is None or self._signal_handlers or self.is_running():
+            return
+        if threading.current_thread() is not threading.main_thread():
+            return
+        found = signal.set_wakeup_fd(self._foreign_wakeup_fd)
+        self._foreign_wakeup_fd = None
+        if found not in (-1, self._csock.fileno()):
+            signal.set_wakeup_fd(found)  # somebody else took it from us
+
+    def add_signal_handler(self, sig, callback, *args):
+        """Call callback(*args) in the loop when `sig` arrives. RuntimeError outside the main thread."""
+        self._check_closed()
+        self._hold_wakeup_fd()
+        try:
+            super().add_signal_handler(sig, callback, *args)
+        finally:
+            if not self._signal_handlers:
+                self._keep_wakeup_fd()
 
     def remove_signal_handler(self, sig: int) -> bool:
         """Whether there was a handler for `sig`."""
         removed = super().remove_signal_handler(sig)
-        if removed and not self._signal_handlers and self.is_running():
-            signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        if removed and not self._signal_handlers:
+            self._keep_wakeup_fd()
         return removed
+
+    def _keep_wakeup_fd(self) -> None:
+        """After the base class set it to -1, which it does with the last handler."""
+        if self._foreign_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        self._release_wakeup_fd()
 
     # --- transports ---
 

@@ -25,6 +25,14 @@ cdef stl_held held_by(PyObject *loop) noexcept:
     return held
 
 
+cdef void ignore_closed(void *owner) noexcept:
+    pass
+
+
+cdef void ignore_file_done(void *owner, int64_t result) noexcept:
+    pass
+
+
 cdef class Owned:
     """What the poller may call back. `closed` is its last call; until then the loop keeps the object alive."""
 
@@ -93,6 +101,10 @@ cdef class LoopCore:
         return self.poller.ops.name.decode() if self.poller != NULL else None
 
     def __dealloc__(self):
+        if self.poller != NULL:
+            # Never closed, and what the poller would call may be gone before us.
+            self.poller.sink.closed = ignore_closed
+            self.poller.sink.file_done = ignore_file_done
         self.release()
         pthread_mutex_destroy(&self.lock)
 

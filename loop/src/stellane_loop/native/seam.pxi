@@ -15,8 +15,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 
 cdef extern from "core/st_poller.h":
-    ctypedef struct st_poller:
-        const st_poller_ops *ops
+    ctypedef struct st_poller
     ctypedef struct st_stream
     ctypedef struct st_listener
     ctypedef struct st_watch
@@ -68,6 +67,10 @@ cdef extern from "core/st_poller.h":
         int (*file_write)(st_poller *, int, const iovec *, int, int64_t, int, void *) noexcept
         int (*file_sync)(st_poller *, int, int, void *) noexcept
         void (*statistics)(st_poller *, st_poller_statistics *) noexcept
+
+    ctypedef struct st_poller:
+        const st_poller_ops *ops
+        st_sink sink
 
     st_poller *st_epoll_new(const st_sink *, int *) noexcept
 
