@@ -12,25 +12,17 @@
  */
 #define _GNU_SOURCE
 #include "listen.h"
-#include <errno.h>
-#include <linux/io_uring.h>
+#include "ring.h"
 #include <netinet/tcp.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 enum {
-    ENTRIES = 4096,
-    COMPLETIONS = 16384,
     BUFFERS = 512, /* power of two */
     GROUP = 1,
     NONE = -1,
 };
 
-enum tag { ACCEPT, RECEIVE, SEND, TAGS = 4 }; /* the low bits of user_data; the rest is the connection */
+enum tag { ACCEPT, RECEIVE, SEND };
 
 struct connection {
     int fd;
@@ -40,10 +32,7 @@ struct connection {
     struct connection *next_starved;
 };
 
-static int ring_fd, listener;
-static unsigned *sq_tail, *sq_head, sq_mask, *cq_head, *cq_tail, cq_mask, queued;
-static struct io_uring_sqe *sqes;
-static struct io_uring_cqe *cqes;
+static int listener;
 static struct io_uring_buf_ring *buffers;
 static char *memory;
 static uint32_t buffer_bytes, buffer_len[BUFFERS];
@@ -51,36 +40,6 @@ static uint16_t buffers_tail;
 static int buffer_next[BUFFERS];
 static unsigned held; /* buffers that hold bytes to echo */
 static struct connection *starved;
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-/* Submit what is queued, and wait for `wait` completions. */
-static void enter(unsigned wait) {
-    long submitted = syscall(SYS_io_uring_enter, ring_fd, queued, wait,
-                             IORING_ENTER_GETEVENTS | IORING_ENTER_REGISTERED_RING, NULL, 0);
-    if (submitted >= 0)
-        queued -= (unsigned)submitted;
-    else if (errno != EINTR && errno != EBUSY && errno != EAGAIN)
-        die("uring_echo: io_uring_enter");
-}
-
-static struct io_uring_sqe *new_sqe(int op, int fd, struct connection *c, enum tag tag) {
-    while (*sq_tail - __atomic_load_n(sq_head, __ATOMIC_ACQUIRE) > sq_mask) enter(0);
-    struct io_uring_sqe *sqe = &sqes[*sq_tail & sq_mask];
-    memset(sqe, 0, sizeof *sqe);
-    sqe->opcode = (uint8_t)op;
-    sqe->fd = fd;
-    sqe->user_data = (uintptr_t)c | tag;
-    return sqe;
-}
-
-static void push_sqe(void) {
-    __atomic_store_n(sq_tail, *sq_tail + 1, __ATOMIC_RELEASE);
-    queued++;
-}
 
 static void arm_accept(void) {
     struct io_uring_sqe *sqe = new_sqe(IORING_OP_ACCEPT, listener, NULL, ACCEPT);
@@ -186,36 +145,6 @@ static void on_send(struct connection *c, const struct io_uring_cqe *cqe) {
     close_if_over(c);
 }
 
-/* Set up the ring; returns its descriptor. */
-static int map_ring(void) {
-    struct io_uring_params p = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE,
-        .cq_entries = COMPLETIONS};
-    ring_fd = (int)syscall(SYS_io_uring_setup, ENTRIES, &p);
-    if (ring_fd < 0) die("uring_echo: io_uring_setup (Linux 6.1 or later, and allowed)");
-    size_t size = p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe);
-    size_t sq_size = p.sq_off.array + p.sq_entries * sizeof(unsigned);
-    char *ring = mmap(NULL, size > sq_size ? size : sq_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd,
-                      IORING_OFF_SQ_RING);
-    sqes = mmap(NULL, p.sq_entries * sizeof *sqes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring_fd,
-                IORING_OFF_SQES);
-    if (ring == MAP_FAILED || sqes == MAP_FAILED) die("uring_echo: mmap");
-    sq_head = (unsigned *)(ring + p.sq_off.head);
-    sq_tail = (unsigned *)(ring + p.sq_off.tail);
-    cq_head = (unsigned *)(ring + p.cq_off.head);
-    cq_tail = (unsigned *)(ring + p.cq_off.tail);
-    sq_mask = p.sq_entries - 1;
-    cq_mask = p.cq_entries - 1;
-    cqes = (struct io_uring_cqe *)(ring + p.cq_off.cqes);
-    unsigned *array = (unsigned *)(ring + p.sq_off.array);
-    for (unsigned i = 0; i < p.sq_entries; i++) array[i] = i;
-    struct io_uring_rsrc_update own = {.offset = -1U, .data = (uint64_t)ring_fd};
-    if (syscall(SYS_io_uring_register, ring_fd, IORING_REGISTER_RING_FDS, &own, 1) != 1) die("uring_echo: register ring");
-    int real = ring_fd;
-    ring_fd = (int)own.offset; /* from here on enter() names the ring by its registered index */
-    return real;
-}
-
 static void provide_buffers(int real_ring_fd) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     buffers = mmap(NULL, BUFFERS * sizeof(struct io_uring_buf), PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -225,6 +154,15 @@ static void provide_buffers(int real_ring_fd) {
         syscall(SYS_io_uring_register, real_ring_fd, IORING_REGISTER_PBUF_RING, &reg, 1) < 0)
         die("uring_echo: provide buffers");
     for (int id = 0; id < BUFFERS; id++) give_back(id);
+}
+
+static void on_completion(void *owner, unsigned tag, const struct io_uring_cqe *cqe) {
+    if (tag == ACCEPT)
+        on_accept(cqe);
+    else if (tag == RECEIVE)
+        on_receive(owner, cqe);
+    else
+        on_send(owner, cqe);
 }
 
 int main(int argc, char **argv) {
@@ -238,22 +176,6 @@ int main(int argc, char **argv) {
     arm_accept();
     for (;;) {
         enter(1);
-        unsigned head = *cq_head, tail = __atomic_load_n(cq_tail, __ATOMIC_ACQUIRE);
-        for (; head != tail; head++) {
-            const struct io_uring_cqe *cqe = &cqes[head & cq_mask];
-            struct connection *c = (struct connection *)(uintptr_t)(cqe->user_data & ~(uint64_t)(TAGS - 1));
-            switch ((enum tag)(cqe->user_data & (TAGS - 1))) {
-            case ACCEPT:
-                on_accept(cqe);
-                break;
-            case RECEIVE:
-                on_receive(c, cqe);
-                break;
-            default:
-                on_send(c, cqe);
-                break;
-            }
-        }
-        __atomic_store_n(cq_head, head, __ATOMIC_RELEASE);
+        reap();
     }
 }

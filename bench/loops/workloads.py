@@ -168,7 +168,7 @@ def _bare_rows(workload: Workload) -> list[Row]:
     """The C servers that do the same work, where there are any."""
     ask, load = _asking(workload)
     if workload.server == "http":
-        servers = {"epoll": ("epoll_server", [])}
+        servers = {"epoll": ("epoll_server", []), "io_uring": ("uring_server", [])}
     elif workload.server == "protocol":
         buffer_bytes = str(URING_BUFFER_BYTES[workload.message_bytes])
         servers = {"epoll": ("epoll_echo", []), "io_uring": ("uring_echo", [buffer_bytes])}

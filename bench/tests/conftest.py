@@ -20,6 +20,6 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("the benchmark's programs need a C compiler (cc)")
     directory = tmp_path_factory.mktemp("build")
-    for name in ("epoll_server", "load", "epoll_echo", "uring_echo", "echo_load"):
+    for name in ("epoll_server", "uring_server", "load", "epoll_echo", "uring_echo", "echo_load"):
         compile_program(name, directory)
     return directory
