@@ -12,7 +12,9 @@ FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-fwrapv", "-Wall", "-Wextra"
 ALTERNATIVE = 'Without it Stellane runs on asyncio\'s own loop: backend = "asyncio" in stellane.config.toml.'
 
 if not sys.platform.startswith("linux"):
-    raise SystemExit(f"stellane-loop is for Linux: it waits by epoll or io_uring, which {sys.platform} lacks. {ALTERNATIVE}")
+    raise SystemExit(
+        f"stellane-loop is for Linux: it waits by epoll or io_uring, which {sys.platform} lacks. {ALTERNATIVE}"
+    )
 
 
 class BuildExtension(build_ext):
@@ -24,7 +26,7 @@ class BuildExtension(build_ext):
         except Exception as error:
             raise SystemExit(
                 f"stellane-loop could not be compiled: {error}\n"
-                "It needs a C compiler and the headers of this Python (Debian: apt-get install gcc libc6-dev python3-dev). "
+                "It needs a C compiler and this Python's headers (Debian: apt-get install gcc libc6-dev python3-dev).\n"
                 f"{ALTERNATIVE}"
             ) from error
 

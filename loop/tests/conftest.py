@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import stellane_loop
 
 POLLERS = tuple(os.environ.get("STELLANE_TEST_POLLER", "epoll,io_uring").split(","))

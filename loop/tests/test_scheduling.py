@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+
 import stellane_loop
 
 
@@ -270,7 +271,7 @@ def test_a_dropped_loop_with_callbacks_pending_is_collected(poller):
     loop.call_soon(loop.stop)
     loop.call_later(100, loop.stop)
     gone = weakref.ref(loop)
+    del loop
     with pytest.warns(ResourceWarning, match="unclosed event loop"):
-        del loop
         gc.collect()
     assert gone() is None

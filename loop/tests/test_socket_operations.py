@@ -191,6 +191,12 @@ def test_accepts_wait_for_each_connection(run):
     run(main())
 
 
+async def keep_sending(loop, sock):
+    while True:
+        await loop.sock_sendall(sock, b"x" * 1000)
+        await asyncio.sleep(0.001)
+
+
 def test_errors_are_those_of_the_socket_module(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -205,8 +211,6 @@ def test_errors_are_those_of_the_socket_module(run):
                 await loop.sock_recv(theirs, -1)
             await loop.sock_recv(theirs, 1)
             with pytest.raises((BrokenPipeError, ConnectionResetError)):
-                for _ in range(100):
-                    await loop.sock_sendall(theirs, b"x" * 1000)
-                    await asyncio.sleep(0.001)
+                await keep_sending(loop, theirs)
 
     run(main())

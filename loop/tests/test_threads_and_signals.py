@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+
 import stellane_loop
 
 
@@ -169,9 +170,8 @@ def test_the_wakeup_descriptor_of_others_is_restored(loop):
 
 
 def run_program(program: str, poller: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-c", program, poller], capture_output=True, text=True, timeout=60, **options
-    )
+    command = [sys.executable, "-X", "dev", "-c", program, poller]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
 
 
 FORKS = """

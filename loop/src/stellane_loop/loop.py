@@ -1,8 +1,8 @@
 """The loop: the native core first, the standard library's Unix loop for everything that is not hot."""
 
 import os
+import selectors
 import signal
-import socket
 import sys
 import threading
 import weakref
@@ -253,8 +253,6 @@ class _SelectorView:
 
     @staticmethod
     def _key(fd, reader, writer):
-        import selectors
-
         mask = (reader is not None and selectors.EVENT_READ) | (writer is not None and selectors.EVENT_WRITE)
         return selectors.SelectorKey(fd, fd, mask, (reader, writer))
 
