@@ -54,9 +54,16 @@ class Batch:
     """`call_soon` of many callbacks with an argument in one turn; an operation is one callback."""
 
     def check(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.run(loop)
+        if self._pass(loop) != list(range(BATCH)) * BATCHES:
+            raise RuntimeError("callbacks did not run in order, or not all of them")
 
     def run(self, loop: asyncio.AbstractEventLoop) -> int:
+        count = len(self._pass(loop))
+        if count != BATCH * BATCHES:
+            raise RuntimeError(f"{count} callbacks ran of {BATCH * BATCHES}")
+        return count
+
+    def _pass(self, loop: asyncio.AbstractEventLoop) -> list[int]:
         done: list[int] = []
         take = done.append
         left = BATCHES
@@ -73,9 +80,7 @@ class Batch:
 
         loop.call_soon(schedule)
         loop.run_forever()
-        if done != list(range(BATCH)) * BATCHES:
-            raise RuntimeError(f"{len(done)} callbacks ran of {BATCH * BATCHES}, or not in order")
-        return BATCH * BATCHES
+        return done
 
 
 class Timers:
