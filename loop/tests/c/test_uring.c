@@ -136,6 +136,45 @@ static void test_system_calls_saved(void) {
     poller->ops->free(poller);
 }
 
+static int sent_in_batch;
+
+static void send_when_read(owner *self, char *data, ssize_t n) {
+    (void)data;
+    if (n > 0 && send_bytes(self, "answer", 6) == 0)
+        sent_in_batch++;
+}
+
+/* The loop stops right after a turn full of answers: they leave all the same. */
+static void test_settle(void) {
+    st_poller *poller = new_poller();
+    int fds[20][2];
+    owner *all[20];
+    poller->ops->settle(poller); /* before there is a ring */
+    for (int i = 0; i < 20; i++) {
+        tcp_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->on_data = send_when_read;
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+        CHECK(write(fds[i][1], "question", 8) == 8);
+    }
+    TURN_UNTIL(poller, all[0]->bytes == 8);
+    CHECK_EQ(sent_in_batch, 20);
+    poller->ops->settle(poller);
+    for (int i = 0; i < 20; i++) {
+        char answer[6];
+        struct pollfd ready = {.fd = fds[i][1], .events = POLLIN};
+        CHECK(poll(&ready, 1, 1000) == 1);
+        read_exactly(fds[i][1], answer, 6);
+        CHECK_EQ(all[i]->sends_over, 0); /* told by a turn only */
+    }
+    for (int i = 0; i < 20; i++) {
+        TURN_UNTIL(poller, all[i]->sends_over == 1);
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
 /* Large messages get large buffers: far fewer receives than small buffers would take. */
 static void test_large_buffers(void) {
     st_poller *poller = new_poller();
@@ -278,7 +317,7 @@ static void test_bad_arguments(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(starved),        TEST(starved_in_order), TEST(slow_clients),  TEST(tiny_rings),
-        TEST(system_calls_saved), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
+        TEST(system_calls_saved), TEST(settle), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
         TEST(restrictions),   TEST(operation_names), TEST(bad_arguments),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

@@ -122,6 +122,9 @@ typedef struct st_poller_ops {
     int (*file_sync)(st_poller *, int fd, int data_only, void *owner);
 
     void (*statistics)(st_poller *, st_poller_statistics *);
+    /* The loop stops running, maybe for long: what waits for the next turn (sends, cancellations) leaves now. No callbacks.
+     * NULL where nothing ever waits. */
+    void (*settle)(st_poller *);
 } st_poller_ops;
 
 enum { ST_FILE_SYNC = 1 }; /* fdatasync after the write, in the same submission */

@@ -312,6 +312,15 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     return poller->callbacks == 0 && error < 0 ? error : poller->callbacks;
 }
 
+static void settle(st_poller *base) {
+    st_uring *poller = (st_uring *)base;
+    if (poller->forked || !poller->ring_open || poller->thread != this_thread() ||
+        (poller->dirty.first == NULL && st_ring_queued(&poller->ring) == 0))
+        return;
+    flush(poller);
+    st_ring_enter(&poller->ring, 0, 0, 0); /* completions are for the next turn */
+}
+
 static int wake(st_poller *base) {
     st_uring *poller = (st_uring *)base;
     /* Called from signal handlers too: one atomic, one write(2), errno kept. */
@@ -360,6 +369,17 @@ static void cancel_everything(st_uring *poller) {
     }
 }
 
+static void bury_all(st_uring *poller, bool streams) {
+    for (st_unit *unit = poller->all; unit != NULL;) {
+        if (unit->kind == ST_UNIT_STREAM && !streams) {
+            unit = unit->all_next;
+            continue;
+        }
+        bury(poller, unit);
+        unit = poller->all; /* `closed` may have opened or closed anything */
+    }
+}
+
 static void free_poller(st_poller *base) {
     st_uring *poller = (st_uring *)base;
     st_uring_files_free(poller);
@@ -377,10 +397,13 @@ static void free_poller(st_poller *base) {
         close_ring(poller);
         forget_operations(poller, !ours);
     }
-    while (poller->all != NULL) {
-        poller->all->closing = true;
-        bury(poller, poller->all);
+    /* Streams last: their owners may own watches, and give these up when they are told. */
+    for (st_unit *unit = poller->all, *next; unit != NULL; unit = next) {
+        next = unit->all_next;
+        unit->closing = true;
     }
+    bury_all(poller, false);
+    bury_all(poller, true);
     if (poller->wake_fd >= 0)
         close(poller->wake_fd);
     if (!poller->forked) {
@@ -424,6 +447,7 @@ static const st_poller_ops uring_ops = {
     .file_write = st_uring_file_write,
     .file_sync = st_uring_file_sync,
     .statistics = statistics,
+    .settle = settle,
 };
 
 static int acceptable(unsigned value, unsigned maximum) { return (value & (value - 1)) == 0 && value <= maximum; }
