@@ -167,17 +167,26 @@ static void test_failing_sync(void) {
     poller->ops->free(poller);
 }
 
+static int canceled_syncs;
+
+static int32_t note_canceled_sync(int operation, int32_t result) {
+    canceled_syncs += operation == ST_OP_FSYNC && result == -ECANCELED;
+    return result;
+}
+
 /* A real one: a write that crosses the size limit of the process is short, and its rest fails. */
 static void test_really_short_write(void) {
     st_poller *poller = new_poller();
     int fd = scratch_file();
     char *data = pattern(4);
+    st_uring_file_fault = note_canceled_sync;
     signal(SIGXFSZ, SIG_IGN);
     struct rlimit limit = {200000, RLIM_INFINITY};
     CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     CHECK_EQ(write_file(poller, fd, data, BYTES, 0, ST_FILE_SYNC), -EFBIG);
     struct stat status;
     CHECK(fstat(fd, &status) == 0 && status.st_size == 200000);
+    CHECK_EQ(canceled_syncs, 2); /* with the short write and with the failed one: the link held them back */
     CHECK_EQ(write_file(poller, fd, data, 200000, 0, ST_FILE_SYNC), 200000);
     free(data);
     close(fd);
