@@ -197,6 +197,22 @@ void close_stream(owner *self) {
     free_owner(self);
 }
 
+owner *open_watch(st_poller *poller, int fd, unsigned events) {
+    int error = 0;
+    owner *self = new_owner(poller);
+    self->watch = poller->ops->watch_open(poller, fd, self, &error);
+    CHECK_EQ(error, 0);
+    CHECK_EQ(poller->ops->watch_set(self->watch, events), 0);
+    return self;
+}
+
+void close_watch(owner *self) {
+    self->poller->ops->watch_close(self->watch);
+    CHECK_EQ(self->closed, 0);
+    TURN_UNTIL(self->poller, self->closed);
+    free_owner(self);
+}
+
 ssize_t send_bytes(owner *self, const void *bytes, size_t n) {
     struct iovec part = {.iov_base = (void *)bytes, .iov_len = n};
     return self->poller->ops->stream_send(self->stream, &part, 1);

@@ -79,6 +79,8 @@ owner *new_owner(st_poller *poller);
 void free_owner(owner *owner);
 owner *open_stream(st_poller *poller, int fd, int kind);
 void close_stream(owner *owner); /* and turns until `closed`, then frees */
+owner *open_watch(st_poller *poller, int fd, unsigned events);
+void close_watch(owner *owner); /* likewise */
 ssize_t send_bytes(owner *owner, const void *bytes, size_t n);
 
 extern int segment_bytes; /* of connections to come; 0: as the system likes */

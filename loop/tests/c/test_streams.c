@@ -1,18 +1,13 @@
-/* Streams and listeners, the same for every poller: argv[1] names it. */
+/* Receiving, and the life of streams, the same for every poller: argv[1] names it. */
 #define _GNU_SOURCE
-#include "echo.h"
-#include "harness.h"
-
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "echo.h"
+#include "harness.h"
 
 static void test_echo(void) {
     st_poller *poller = new_poller();
@@ -184,139 +179,6 @@ static void test_read_into(void) {
     TURN_UNTIL(poller, self->ended);
     close_stream(self);
     free(pattern);
-    poller->ops->free(poller);
-}
-
-/* 10 MB through a tiny send buffer to a slow reader, from many parts: no byte twice, none missing. */
-typedef struct slow_reader {
-    int fd;
-    uint64_t hash;
-    size_t bytes, pause_every;
-} slow_reader;
-
-static void *read_slowly(void *argument) {
-    slow_reader *self = argument;
-    char buffer[30000];
-    ssize_t n;
-    size_t since = 0;
-    while ((n = read(self->fd, buffer, sizeof buffer)) > 0) {
-        self->hash = hash_bytes(self->hash, buffer, (size_t)n);
-        self->bytes += (size_t)n;
-        if ((since += (size_t)n) > self->pause_every) {
-            usleep(500);
-            since = 0;
-        }
-    }
-    return NULL;
-}
-
-static void send_large(int ours, int peer, int kind, size_t bytes, int parts_count) {
-    st_poller *poller = new_poller();
-    char *pattern = malloc(bytes);
-    fill_pattern(pattern, bytes, 11);
-    owner *self = open_stream(poller, ours, kind);
-    slow_reader reader = {.fd = peer, .pause_every = 500000};
-    pthread_t thread;
-    pthread_create(&thread, NULL, read_slowly, &reader);
-    struct iovec *parts = calloc((size_t)parts_count, sizeof *parts);
-    for (int i = 0; i < parts_count; i++) {
-        size_t from = bytes / (size_t)parts_count * (size_t)i;
-        size_t to = i == parts_count - 1 ? bytes : bytes / (size_t)parts_count * (size_t)(i + 1);
-        parts[i] = (struct iovec){pattern + from, to - from};
-    }
-    CHECK_EQ(poller->ops->stream_send(self->stream, parts, parts_count), 0);
-    memset(parts, 0xff, (size_t)parts_count * sizeof *parts); /* the array is not to be kept */
-    free(parts);
-    CHECK_EQ(send_bytes(self, "x", 1), -EBUSY);
-    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0); /* after what is in flight */
-    double until = now_s() + 30;
-    while (self->sends_over == 0) {
-        turn(poller, 100);
-        CHECK(now_s() < until);
-    }
-    CHECK_EQ(self->sent, bytes);
-    CHECK_EQ(self->send_error, 0);
-    if (kind == ST_SOCKET)
-        CHECK_EQ(send_bytes(self, "x", 1), -EPIPE);
-    close_stream(self);
-    pthread_join(thread, NULL);
-    CHECK_EQ(reader.bytes, bytes);
-    CHECK_EQ(reader.hash, hash_bytes(0, pattern, bytes));
-    close(peer);
-    free(pattern);
-    poller->ops->free(poller);
-}
-
-static void test_send_10_mb_tiny_buffer(void) {
-    int fds[2], tiny = 1;
-    segment_bytes = 1400; /* several in the buffer, or it is the delay of acknowledgements that one measures */
-    tcp_pair(fds);
-    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &tiny, sizeof tiny);
-    send_large(fds[0], fds[1], ST_SOCKET, 10 << 20, 3);
-}
-
-static void test_send_5000_parts(void) {
-    int fds[2];
-    tcp_pair(fds);
-    send_large(fds[0], fds[1], ST_SOCKET, 5 << 20, 5000);
-}
-
-static void test_send_unix(void) {
-    int fds[2];
-    unix_pair(fds);
-    send_large(fds[0], fds[1], ST_SOCKET, 3 << 20, 2);
-}
-
-static void test_send_pipe(void) {
-    int fds[2];
-    CHECK(pipe2(fds, O_CLOEXEC) == 0);
-    fcntl(fds[1], F_SETFL, O_NONBLOCK);
-    send_large(fds[1], fds[0], ST_PIPE, 2 << 20, 2000);
-}
-
-static void test_send_to_nobody(void) {
-    st_poller *poller = new_poller();
-    int fds[2];
-    tcp_pair(fds);
-    enum { BYTES = 20 << 20 };
-    char *pattern = calloc(1, BYTES);
-    owner *self = open_stream(poller, fds[0], ST_SOCKET);
-    CHECK_EQ(send_bytes(self, pattern, BYTES), 0);
-    turn(poller, 1);
-    struct linger abort_it = {1, 0};
-    setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
-    close(fds[1]);
-    TURN_UNTIL(poller, self->sends_over);
-    CHECK(self->send_error == -ECONNRESET || self->send_error == -EPIPE);
-    CHECK(send_bytes(self, "x", 1) <= 0);
-    close_stream(self);
-    free(pattern);
-    poller->ops->free(poller);
-}
-
-/* The memory of a send is free when the stream is closed: freed here, so that a late access is seen. */
-static void test_close_during_send_and_receive(void) {
-    st_poller *poller = new_poller();
-    int before = open_descriptors();
-    for (int i = 0; i < 50; i++) {
-        int fds[2];
-        tcp_pair(fds);
-        char *pattern = calloc(1, 8 << 20);
-        owner *self = open_stream(poller, fds[0], ST_SOCKET);
-        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
-        CHECK_EQ(send_bytes(self, pattern, 8 << 20), 0);
-        if (i % 2)
-            turn(poller, 0);
-        CHECK(write(fds[1], "unread", 6) == 6);
-        poller->ops->stream_close(self->stream, 0);
-        TURN_UNTIL(poller, self->closed);
-        CHECK_EQ(self->sends_over, 0);
-        free(pattern);
-        close(fds[1]);
-        free_owner(self);
-    }
-    CHECK(open_descriptors() <= before + 1);
-    CHECK_EQ(count(poller).in_flight, 0);
     poller->ops->free(poller);
 }
 
@@ -564,98 +426,6 @@ static void test_free_with_open_streams(void) {
     }
 }
 
-static void test_accepts_per_turn(void) {
-    st_poller *poller = new_poller();
-    int port, error = 0, fd = listen_tcp(&port), peers[40];
-    owner *self = new_owner(poller);
-    self->listener = poller->ops->listener_open(poller, fd, self, &error);
-    poller->ops->listener_start(self->listener, 8);
-    turn(poller, 0);
-    for (int i = 0; i < 40; i++)
-        peers[i] = connect_tcp(port);
-    while (self->accepted < 40) {
-        int before = self->accepted;
-        CHECK(turn(poller, 1000) > 0);
-        CHECK(self->accepted <= before + 8);
-    }
-    for (int i = 0; i < 40; i++) {
-        int flags = fcntl(self->fds[i], F_GETFL);
-        CHECK((flags & O_NONBLOCK) && (fcntl(self->fds[i], F_GETFD) & FD_CLOEXEC));
-        close(self->fds[i]);
-        close(peers[i]);
-    }
-    /* Stopped: nobody is told. Started again: nobody is lost. */
-    poller->ops->listener_stop(self->listener);
-    peers[0] = connect_tcp(port);
-    for (int i = 0; i < 3; i++)
-        turn(poller, 10);
-    CHECK_EQ(self->accepted, 40);
-    poller->ops->listener_start(self->listener, 8);
-    TURN_UNTIL(poller, self->accepted == 41);
-    close(self->fds[40]);
-    close(peers[0]);
-    stop_server(self, fd);
-    poller->ops->free(poller);
-}
-
-static void test_closed_listener_refuses(void) {
-    st_poller *poller = new_poller();
-    int port, error = 0, fd = listen_tcp(&port);
-    owner *self = new_owner(poller);
-    self->listener = poller->ops->listener_open(poller, fd, self, &error);
-    poller->ops->listener_start(self->listener, 8);
-    turn(poller, 0);
-    poller->ops->listener_close(self->listener);
-    close(fd);
-    /* No turn in between: the port must be free for others at once. */
-    struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
-    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(connect(client, (struct sockaddr *)&address, sizeof address) == -1 && errno == ECONNREFUSED);
-    close(client);
-    TURN_UNTIL(poller, self->closed);
-    CHECK_EQ(self->accepted, 0);
-    free_owner(self);
-    poller->ops->free(poller);
-}
-
-/* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
-static void test_accept_without_descriptors(void) {
-    st_poller *poller = new_poller();
-    int port, error = 0, fd = listen_tcp(&port), peers[5];
-    owner *self = new_owner(poller);
-    self->listener = poller->ops->listener_open(poller, fd, self, &error);
-    for (int i = 0; i < 5; i++)
-        peers[i] = connect_tcp(port);
-    struct rlimit limit, none;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    none = limit;
-    turn(poller, 0); /* the ring needs a descriptor too */
-    int lowest = dup(0);
-    close(lowest);
-    none.rlim_cur = (rlim_t)lowest;
-    setrlimit(RLIMIT_NOFILE, &none); /* before it starts: io_uring notes the limit when it begins to accept */
-    poller->ops->listener_start(self->listener, 8);
-    double cpu = cpu_s();
-    TURN_UNTIL(poller, self->accept_error != 0);
-    CHECK_EQ(self->accept_error, -EMFILE);
-    CHECK_EQ(self->accepted, 0);
-    st_poller_statistics before = count(poller);
-    turn(poller, 100);
-    turn(poller, 100);
-    CHECK(count(poller).turns - before.turns == 2 && cpu_s() - cpu < 0.05);
-    setrlimit(RLIMIT_NOFILE, &limit);
-    self->accept_error = 0;
-    poller->ops->listener_start(self->listener, 8);
-    TURN_UNTIL(poller, self->accepted == 5);
-    for (int i = 0; i < 5; i++) {
-        close(self->fds[i]);
-        close(peers[i]);
-    }
-    stop_server(self, fd);
-    poller->ops->free(poller);
-}
-
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -666,12 +436,6 @@ int main(int argc, char **argv) {
         TEST(read_stop_keeps_bytes),
         TEST(stop_and_go),
         TEST(read_into),
-        TEST(send_10_mb_tiny_buffer),
-        TEST(send_5000_parts),
-        TEST(send_unix),
-        TEST(send_pipe),
-        TEST(send_to_nobody),
-        TEST(close_during_send_and_receive),
         TEST(peer_sees_the_close_of_an_idle_stream),
         TEST(peer_sees_the_close_without_a_turn),
         TEST(abort_resets),
@@ -683,9 +447,6 @@ int main(int argc, char **argv) {
         TEST(terminal),
         TEST(bad_descriptors),
         TEST(free_with_open_streams),
-        TEST(accepts_per_turn),
-        TEST(closed_listener_refuses),
-        TEST(accept_without_descriptors),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }
