@@ -3,7 +3,9 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/syscall.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "echo.h"
@@ -276,6 +278,27 @@ static void test_restrictions(void) {
     st_ring_close(&ring);
 }
 
+/* A forked child has no memory in common with its parent's kernel. */
+static void test_nothing_shared_after_fork(void) {
+    st_poller *poller = new_poller();
+    turn(poller, 0);
+    st_uring *inside = (st_uring *)poller;
+    void *const shared[] = {inside->ring.ring_map, inside->ring.sqes_map, inside->small.buffers.slots,
+                            inside->small.buffers.memory, inside->bulk.buffers.slots, inside->bulk.buffers.memory};
+    unsigned char resident;
+    for (int i = 0; i < 6; i++)
+        CHECK(mincore(shared[i], 1, &resident) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 6; i++)
+            CHECK(mincore(shared[i], 1, &resident) == -1 && errno == ENOMEM);
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    poller->ops->free(poller);
+}
+
 /* A completion finds its operation while that is in flight, and nothing after. */
 static void test_operation_names(void) {
     st_ops ops = {0};
@@ -318,7 +341,7 @@ int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(starved),        TEST(starved_in_order), TEST(slow_clients),  TEST(tiny_rings),
         TEST(system_calls_saved), TEST(settle), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
-        TEST(restrictions),   TEST(operation_names), TEST(bad_arguments),
+        TEST(restrictions),   TEST(nothing_shared_after_fork), TEST(operation_names), TEST(bad_arguments),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -270,8 +270,11 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
         wait = min_events < poller->ring.cq_entries ? min_events : poller->ring.cq_entries;
         min_wait_us = min_wait_ns < 1000 ? 1 : min_wait_ns / 1000 > UINT32_MAX ? UINT32_MAX : (uint32_t)(min_wait_ns / 1000);
     }
-    /* Work that only has to be run does not block, so the lock can be kept. */
-    bool blocks = wait > 0 && !(wait == 1 && st_ring_work_waits(&poller->ring));
+    /* Work that only has to be run: no need to give up the lock. And no waiting then, for it may come to nothing, and
+     * who waits with the lock stops every other thread. */
+    if (wait == 1 && st_ring_work_waits(&poller->ring))
+        wait = 0;
+    bool blocks = wait > 0;
     if (blocks)
         sink->block_begin(sink->context);
     int error = st_ring_enter(&poller->ring, wait, timeout_ns, min_wait_us);

@@ -122,9 +122,18 @@ static void tell(st_uring_stream *stream, char *data, ssize_t n) {
     poller->base.sink.stream_data(stream->base.owner, data, n);
 }
 
+/* Where the owner wants its bytes. False: nowhere, reading has stopped. */
+static bool ask(st_uring_stream *stream, char **at, size_t *length) {
+    st_uring *poller = poller_of(stream);
+    poller->callbacks++;
+    /* Room for nothing is taken for a refusal: 0 bytes would look like the end of the file. */
+    if (poller->base.sink.stream_buffer(stream->base.owner, at, length) != 0 || *length == 0)
+        st_uring_stream_read_stop(&stream->base);
+    return stream->reading && !stream->unit.closing; /* it may also have stopped or closed by itself */
+}
+
 /* Gives bytes to the owner in the way it reads now. Returns how many it took: fewer when it stopped. */
 static size_t give(st_uring_stream *stream, char *data, size_t n) {
-    st_uring *poller = poller_of(stream);
     size_t given = 0;
     while (given < n && stream->reading && !stream->unit.closing) {
         if (!stream->into) {
@@ -133,13 +142,7 @@ static size_t give(st_uring_stream *stream, char *data, size_t n) {
         }
         char *at = NULL;
         size_t length = 0;
-        poller->callbacks++;
-        if (poller->base.sink.stream_buffer(stream->base.owner, &at, &length) != 0) {
-            st_uring_stream_read_stop(&stream->base);
-            break;
-        }
-        /* The owner was asked, and may have stopped or closed meanwhile. */
-        if (!stream->reading || stream->unit.closing)
+        if (!ask(stream, &at, &length))
             break;
         if (length > n - given)
             length = n - given;
@@ -301,12 +304,7 @@ void st_uring_readable(st_uring_stream *stream, int32_t result) {
     char *at = poller->scratch;
     size_t length = ST_SCRATCH_BYTES;
     if (stream->into) {
-        poller->callbacks++;
-        if (poller->base.sink.stream_buffer(stream->base.owner, &at, &length) != 0) {
-            stream->reading = false;
-            return;
-        }
-        if (!stream->reading || stream->unit.closing)
+        if (!ask(stream, &at, &length))
             return;
     }
     poller->counted.system_calls++;
