@@ -8,8 +8,6 @@
  * written arrives, nothing stays in flight, no descriptor is left. Prints its seed, which repeats a run's choices.
  */
 #define _GNU_SOURCE
-#include "harness.h"
-
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -17,6 +15,9 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "harness.h"
+#include "st_ring.h"
 
 enum { CONNECTIONS_MAX = 60, SEND_BYTES_MAX = 200000, ACTIONS_PER_EPOCH = 4000 };
 
@@ -294,6 +295,8 @@ static void epoch(double until) {
     ring_entries = random_below(2) ? 4u << random_below(4) : 0;
     ring_buffers = random_below(2) ? 2u << random_below(5) : 0;
     ring_buffer_bytes = random_below(2) ? 64u << random_below(6) : 0;
+    /* Now and then a kernel that knows less: cooperative completions, or the array of submissions. */
+    st_ring_refused_flags = random_below(4) ? 0 : random_below(2) ? ST_SETUP_SINGLE_ISSUER : ST_SETUP_NO_SQARRAY;
     poller = new_poller();
     listening = listen_tcp(&port);
     listener = new_owner(poller);

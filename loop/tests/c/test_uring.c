@@ -2,9 +2,9 @@
 #define _GNU_SOURCE
 #include <poll.h>
 #include <pthread.h>
-#include <sys/syscall.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
