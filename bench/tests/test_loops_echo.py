@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bench.cpu import read_cpu
 from bench.load import LoadError, LoadResult, run_generator
 from bench.loops import tls
 from bench.loops.workloads import TLS_LOAD, ask_echo
@@ -83,6 +84,21 @@ def test_right_echoes_in_pieces_are_counted_once_each(build: Path) -> None:
         )
     assert result.requests == counts[1] - counts[0] > 0
     assert 0 < result.p50_us <= result.p99_us
+
+
+def test_messages_of_neighbours_differ(build: Path) -> None:
+    """Or the echo of another connection's message, or of an old one, would pass for right."""
+    messages: list[bytes] = []
+
+    def answer(number: int, message: bytes) -> bytes:
+        if number < 3:
+            messages.append(message)
+        return message
+
+    with answering(answer) as port:
+        run_echo([str(build / "echo_load")], port)
+    assert len(messages) == 12
+    assert len(set(messages)) == 12
 
 
 def stale() -> Answer:
@@ -172,8 +188,8 @@ def test_tls_generator_counts_right_echoes_and_finds_a_wrong_one() -> None:
 
 
 @pytest.fixture(params=["epoll_echo", "uring_echo", "uring_echo, few small buffers"])
-def echo_port(build: Path, request: pytest.FixtureRequest) -> Iterator[int]:
-    """Port of a bare echo server."""
+def echo_server(build: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """Process id and port of a bare echo server."""
     program, _, small = request.param.partition(", ")
     arguments = [] if program == "epoll_echo" else ["512" if small else "4096"]
     with subprocess.Popen(
@@ -186,9 +202,14 @@ def echo_port(build: Path, request: pytest.FixtureRequest) -> Iterator[int]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
             pytest.skip(f"io_uring is not usable here: {process.stderr.read().strip()}")
-        yield int(found[1])
+        yield process.pid, int(found[1])
         assert process.poll() is None, "the server ended during the tests"
         process.kill()
+
+
+@pytest.fixture
+def echo_port(echo_server: tuple[int, int]) -> int:
+    return echo_server[1]
 
 
 @pytest.mark.parametrize(("message_bytes", "connections"), [(1, 3), (1024, 64), (102_400, 16), (1_000_000, 40)])
@@ -198,8 +219,9 @@ def test_bare_echo_server_echoes(build: Path, echo_port: int, message_bytes: int
     assert result.requests >= connections
 
 
-def test_bare_echo_server_waits_for_clients_that_do_not_read(echo_port: int) -> None:
-    """They fill every buffer; when they read at last nothing is lost, and nobody was cut off."""
+def test_bare_echo_server_waits_for_clients_that_do_not_read(echo_server: tuple[int, int]) -> None:
+    """They fill every buffer, and it sleeps; when they read at last nothing is lost, and nobody was cut off."""
+    pid, echo_port = echo_server
     sent = random.Random(1).randbytes(8_000_000)
     wrong: list[int] = []
 
@@ -219,7 +241,13 @@ def test_bare_echo_server_waits_for_clients_that_do_not_read(echo_port: int) -> 
         readers = [threading.Thread(target=read, args=(client,)) for client in clients]
         for thread in senders:
             thread.start()
-        time.sleep(0.3)  # until every sender is stuck; that is the state to be tested, not an event to wait for
+        deadline = time.monotonic() + 5
+        cpu_s = 1.0
+        while cpu_s > 0.015:  # one tick of the clock that CPU time is counted in, not two
+            assert time.monotonic() < deadline, "the server keeps its CPU busy while it cannot send"
+            before = read_cpu(pid)
+            time.sleep(0.3)
+            cpu_s = read_cpu(pid).since(before)
         for thread in readers:
             thread.start()
         for thread in senders + readers:
