@@ -4,11 +4,13 @@ import asyncio
 
 from stellane_loop.loop import Loop
 from stellane_loop.observation import LoopStatistics, SlowCallback
+from stellane_loop.probe import IoUringProbe, probe_io_uring
 from stellane_loop.ready import NORMAL, PriorityOrder, ReadyOrder, priority
 
 __version__ = "0.1.0"
 __all__ = [
     "NORMAL",
+    "IoUringProbe",
     "Loop",
     "LoopStatistics",
     "PriorityOrder",
@@ -18,6 +20,7 @@ __all__ = [
     "new_event_loop",
     "new_io_uring_event_loop",
     "priority",
+    "probe_io_uring",
 ]
 
 

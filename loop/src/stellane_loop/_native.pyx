@@ -28,6 +28,7 @@ include "native/listeners.pxi"
 include "native/socket_operations.pxi"
 include "native/files.pxi"
 include "native/turns.pxi"
+include "native/probe.pxi"
 include "native/entry.pxi"
 
 # The last of the native bases: those before it copied what they inherit when they were made.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import stellane_loop
 
 import stellane_backend_epoll as plugin
+import stellane_loop
 from stellane_backend_epoll import EpollBackend
 
 

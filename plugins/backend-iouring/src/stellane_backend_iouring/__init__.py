@@ -29,8 +29,10 @@ class IoUringBackend(LoopBackend):
 def stellane_probe(options: Any) -> Probe:  # noqa: ARG001 - it has no options
     """Set a ring up, and tell apart what keeps it from working."""
     found = stellane_loop.probe_io_uring()
-    facts = {"stellane-loop": stellane_loop.__version__, **found.facts}
-    return Probe(usable=found.usable, reason=found.reason, remedy=found.remedy, facts=facts)
+    if not found.usable:
+        return Probe(usable=False, reason=found.message, remedy='backend = "epoll"')
+    facts = {"stellane-loop": stellane_loop.__version__, "setup_flags": f"{found.setup_flags:#x}"}
+    return Probe(usable=True, facts=facts)
 
 
 @hookimpl
