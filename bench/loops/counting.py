@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cpu import PROC
+from bench.cpu import PROC, CpuReading, read_cpu
 from bench.load import LoadError, run_generator
 from bench.loops.workloads import Workload, echo_command
 from bench.measure import Settings
@@ -33,6 +33,8 @@ class Count:
     requests: int
     witnessed: float
     own: float | None
+    busy: float
+    """The part of the window in which the server used its CPU: well under 1 is not under load."""
 
 
 class Witness:
@@ -119,6 +121,7 @@ def count(row: Row, workload: Workload, settings: Settings, witness: Witness) ->
     """One counted window on the row's server. Raises ServerError."""
     speaks = not row.name.rpartition("/")[2].startswith("bare-")
     own: list[int | None] = []
+    used: list[CpuReading] = []
     with serving(row, settings.server_cpu) as server:
         log = PROC / str(server.pid) / "cwd" / "output.txt"
         output = log.with_name("count.txt").resolve()
@@ -126,8 +129,10 @@ def count(row: Row, workload: Workload, settings: Settings, witness: Witness) ->
         def at_start() -> None:
             own.append(own_system_calls(server.pid, log) if speaks else None)
             witness.attach(server.pid, output)
+            used.append(read_cpu(server.pid))
 
         def at_end() -> None:
+            used.append(read_cpu(server.pid))
             witness.detach()
             own.append(own_system_calls(server.pid, log) if speaks else None)
 
@@ -139,7 +144,7 @@ def count(row: Row, workload: Workload, settings: Settings, witness: Witness) ->
         total = witness.total()
     first, last = own
     told = None if first is None or last is None else (last - first) / load.requests
-    return Count(row, load.requests, total / load.requests, told)
+    return Count(row, load.requests, total / load.requests, told, used[1].since(used[0]) / load.elapsed_s)
 
 
 def count_all(rows: Sequence[Row], workload: Workload, settings: Settings, witness: Witness) -> list[Count]:

@@ -63,10 +63,10 @@ def workload_table(workload: Workload, summaries: Sequence[Summary], not_run: Ma
 
 def count_table(title: str, counts: Sequence[Count], witness: str) -> Table:
     """System calls a request."""
-    table = _table(f"system calls a request: {title}", "", f"by {witness}", "by its own statistics", "requests")
+    table = _table(f"system calls a request: {title}", "", f"by {witness}", "by its own statistics", "requests", "busy")
     for c in counts:
         own = "-" if c.own is None else f"{c.own:.3f}"
-        table.add_row(c.row.title, f"{c.witnessed:.3f}", own, f"{c.requests:,}")
+        table.add_row(c.row.title, f"{c.witnessed:.3f}", own, f"{c.requests:,}", f"{c.busy:.0%}")
     return table
 
 
@@ -99,7 +99,8 @@ def write_json(
         "facts": dict(facts),
         "measurements": [asdict(m) for m in measurements],
         "system_calls": [
-            {"row": c.row.name, "requests": c.requests, "witnessed": c.witnessed, "own": c.own} for c in counts
+            {"row": c.row.name, "requests": c.requests, "witnessed": c.witnessed, "own": c.own, "busy": c.busy}
+            for c in counts
         ],
         "idle_memory": [
             {"row": m.row.name, "bytes_per_connection": m.bytes_per_connection, "empty_bytes": m.empty_bytes}

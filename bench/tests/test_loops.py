@@ -255,6 +255,7 @@ def test_system_calls_of_the_bare_server_are_counted(build: Path) -> None:
     counted = count(row_named("system-calls/bare-epoll"), ECHO, SETTINGS, witness)
     assert 2.0 < counted.witnessed <= 3.1
     assert counted.own is None
+    assert 0.05 < counted.busy < 1.1
 
 
 def test_bars_are_for_each_poller_or_for_the_better_one() -> None:
