@@ -219,6 +219,22 @@ def test_a_closed_loop_leaves_no_descriptor_behind(new_loop):
     assert after == before
 
 
+def test_the_socket_of_an_accepted_connection_is_known_to_be_nonblocking(run):
+    async def main():
+        timeouts = []
+
+        class Asking(Echo):
+            def connection_made(self, transport):
+                super().connection_made(transport)
+                timeouts.append(transport.get_extra_info("socket").gettimeout())
+
+        async with await asyncio.get_running_loop().create_server(Asking, "127.0.0.1", 0) as server:
+            assert await ask(port_of(server), b"x") == b"x"
+        assert timeouts == [0.0]
+
+    run(main())
+
+
 def test_peername_of_an_accepted_connection_outlives_a_reset(run):
     async def main():
         names = asyncio.Queue()

@@ -160,6 +160,10 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         if transport is not None and not transport.is_closing():
             raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
 
+    def _stop_serving(self, sock) -> None:
+        self._end_listener(sock)
+        super()._stop_serving(sock)
+
     def _make_ssl_transport(
         self,
         rawsock,

@@ -59,7 +59,7 @@ cdef class LoopCore:
     cdef dict watches             # descriptor -> Watch
     cdef dict streams             # descriptor -> StreamTransport
     cdef dict sockets             # descriptor -> SocketState
-    cdef dict listeners           # descriptor -> Listener
+    cdef dict listeners           # socket object -> Listener
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
     cdef object order             # a ReadyOrder, or None: first in, first out

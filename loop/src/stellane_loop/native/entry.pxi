@@ -93,10 +93,9 @@ cdef class NativeLoop(ObservedTurns):
         listener.timeouts = (ssl_handshake_timeout, ssl_shutdown_timeout)
         listener.context = PyContext_CopyCurrent()
         listener.open(self)
-        self.listeners[sock.fileno()] = listener
+        self.listeners[sock] = listener
 
-    def _stop_serving(self, sock):
-        cdef Listener listener = self.listeners.pop(sock.fileno(), None)
+    def _end_listener(self, sock):
+        cdef Listener listener = self.listeners.pop(sock, None)
         if listener is not None:
             listener.end()
-        sock.close()

@@ -304,6 +304,7 @@ cdef class StreamTransport(StreamWriter):
     def _sock(self):
         if self.sock is None and self.stream != NULL:
             self.sock = socket.socket(fileno=self._sock_fd)
+            self.sock.setblocking(False)  # the descriptor is; the object has to know it
         return self.sock
 
     @property
