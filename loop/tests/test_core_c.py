@@ -21,7 +21,7 @@ import pytest
 HERE = Path(__file__).parent / "c"
 CORE = Path(__file__).parent.parent / "src" / "stellane_loop" / "core"
 COMPILER = os.environ.get("CC", "gcc")
-FUZZ_S = float(os.environ.get("STELLANE_TEST_FUZZ_S", "5"))
+FUZZ_S = float(os.environ.get("STELLANE_TEST_FUZZ_S", "4"))
 PROGRAM_S_MAX = 120.0
 VARIANTS = {
     "plain": ["-O2"],

@@ -1,5 +1,6 @@
 /* Wake-ups, signals, threads and forks, the same for every poller: argv[1] names it. */
 #define _GNU_SOURCE
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -261,6 +262,49 @@ static void test_free_in_another_thread(void) {
     CHECK_EQ(open_descriptors(), before);
 }
 
+/* Freed with everything still open: descriptors closed, owners told, sends dropped. */
+static void test_free_with_open_streams(void) {
+    int before = open_descriptors();
+    for (int turns = 0; turns < 3; turns++) {
+        st_poller *poller = new_poller();
+        int fds[20][2], port, error = 0;
+        owner *all[20];
+        char *pattern = calloc(1, 8 << 20);
+        for (int i = 0; i < 20; i++) {
+            tcp_pair(fds[i]);
+            all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+            poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+            if (i % 2)
+                CHECK_EQ(send_bytes(all[i], pattern, 8 << 20), 0);
+        }
+        int listening = listen_tcp(&port);
+        owner *listener = new_owner(poller);
+        listener->listener = poller->ops->listener_open(poller, listening, listener, &error);
+        poller->ops->listener_start(listener->listener, 10);
+        for (int i = 0; i < turns; i++)
+            turn(poller, 1);
+        poller->ops->stream_close(all[0]->stream, 0);
+        poller->ops->free(poller);
+        for (int i = 0; i < 20; i++) {
+            CHECK_EQ(all[i]->closed, 1);
+            ssize_t n; /* the connection is really over, not just ours no longer */
+            char rest[65536];
+            struct pollfd more = {.fd = fds[i][1], .events = POLLIN};
+            do {
+                CHECK(poll(&more, 1, 1000) == 1);
+                n = read(fds[i][1], rest, sizeof rest);
+            } while (n > 0);
+            close(fds[i][1]);
+            free_owner(all[i]);
+        }
+        CHECK_EQ(listener->closed, 1);
+        free_owner(listener);
+        close(listening);
+        free(pattern);
+        CHECK_EQ(open_descriptors(), before);
+    }
+}
+
 /* A child closes what it has inherited and uses a poller of its own; the parent notices nothing. */
 static void test_fork(void) {
     st_poller *poller = new_poller();
@@ -314,6 +358,7 @@ int main(int argc, char **argv) {
         TEST(signals),
         TEST(threads),
         TEST(free_in_another_thread),
+        TEST(free_with_open_streams),
         TEST(fork),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
