@@ -205,7 +205,7 @@ def test_a_closed_loop_leaves_no_descriptor_behind(new_loop):
 
     async def leave_open():
         server = await loop.create_server(Echo, "127.0.0.1", 0)
-        return server, await asyncio.open_connection("127.0.0.1", port_of(server))
+        return server, await loop.create_connection(asyncio.Protocol, "127.0.0.1", port_of(server))
 
     def close_under_them():
         left = loop.run_until_complete(leave_open())
@@ -214,7 +214,7 @@ def test_a_closed_loop_leaves_no_descriptor_behind(new_loop):
         del left
         return open_descriptors()
 
-    with pytest.warns(ResourceWarning):
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
         after = close_under_them()
     assert after == before
 

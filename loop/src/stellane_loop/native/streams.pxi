@@ -162,6 +162,8 @@ cdef class StreamTransport(StreamWriter):
         self.return_buffer()
         self.stream = NULL
         self.in_flight = None
+        if self.loop.streams.get(self._sock_fd) is self:
+            del self.loop.streams[self._sock_fd]
         if self.sock is not None:
             self.sock.detach()  # only reached open when the loop was closed under the transport
             self.sock = None
