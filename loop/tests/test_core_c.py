@@ -104,7 +104,9 @@ def needed(poller: str, uring: str | None) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("poller", ["epoll", "io_uring"])
-@pytest.mark.parametrize("program", ["test_streams", "test_sends", "test_listeners", "test_watches", "test_life"])
+@pytest.mark.parametrize(
+    "program", ["test_streams", "test_sends", "test_listeners", "test_watches", "test_spin", "test_life"]
+)
 def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Both pollers do the same, seen through the seam."""
     needed(poller, uring)
@@ -112,7 +114,7 @@ def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("program", ["test_uring", "test_files"])
+@pytest.mark.parametrize("program", ["test_uring", "test_files", "test_adapt"])
 def test_io_uring(program: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Rings too small, older kernels, starvation, restrictions; files whatever goes wrong."""
     needed("io_uring", uring)

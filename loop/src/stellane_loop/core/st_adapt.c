@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "st_adapt.h"
+#include "st_clock.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -8,10 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
-#define NS_PER_S 1000000000LL
 #define WEIGHT 0.1 /* of the newest sample in a moving mean */
 
 enum { WAKE_ROUNDS = 33 };
@@ -70,12 +69,6 @@ static void *answer_wakes(void *argument) {
     return NULL;
 }
 
-static int64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * NS_PER_S + now.tv_nsec;
-}
-
 static int by_size(const void *left, const void *right) {
     int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
     return (a > b) - (a < b);
@@ -85,10 +78,10 @@ static int by_size(const void *left, const void *right) {
 static int time_wakes(const wake_pair *pair, int64_t *samples) {
     uint64_t count;
     for (int i = 0; i < WAKE_ROUNDS; i++) {
-        int64_t start = now_ns();
+        int64_t start = st_now_ns();
         if (write(pair->there, &(uint64_t){1}, sizeof count) != sizeof count) return i;
         if (read(pair->back, &count, sizeof count) != sizeof count) return i;
-        samples[i] = (now_ns() - start) / 2;
+        samples[i] = (st_now_ns() - start) / 2;
     }
     return WAKE_ROUNDS;
 }

@@ -1,6 +1,7 @@
 /* The epoll poller: the turn, the slots that events refer to, registration and the end of objects. */
 #define _GNU_SOURCE
 #include "st_epoll.h"
+#include "st_clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -167,6 +168,18 @@ static int wait_ns(st_epoll *poller, int64_t timeout_ns) {
     return epoll_wait(poller->epoll_fd, poller->events, ST_EPOLL_EVENTS_MAX, ms > MS_MAX ? MS_MAX : (int)ms);
 }
 
+/* As wait_ns, but looks for spin_ns before it sleeps. */
+static int spin_and_wait_ns(st_epoll *poller, int64_t timeout_ns, int64_t spin_ns) {
+    int64_t end_ns = st_spin_end_ns(spin_ns, timeout_ns);
+    do {
+        int count = epoll_wait(poller->epoll_fd, poller->events, ST_EPOLL_EVENTS_MAX, 0);
+        if (count) return count;
+        poller->counted.waits++;
+        poller->counted.system_calls++;
+    } while (st_now_ns() < end_ns);
+    return wait_ns(poller, timeout_ns);
+}
+
 static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns) {
     (void)min_events; /* epoll can not wait for a second event */
     (void)min_wait_ns;
@@ -178,7 +191,9 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     poller->counted.waits++;
     poller->counted.system_calls++;
     if (timeout_ns) base->sink.block_begin(base->sink.context);
-    int count = wait_ns(poller, timeout_ns), error = count < 0 ? errno : 0;
+    int count = timeout_ns && base->spin_ns ? spin_and_wait_ns(poller, timeout_ns, base->spin_ns)
+                                            : wait_ns(poller, timeout_ns);
+    int error = count < 0 ? errno : 0;
     if (timeout_ns) base->sink.block_end(base->sink.context);
     if (error) return -error;
     size_t again = poller->again.count;

@@ -132,6 +132,7 @@ enum { ST_FILE_SYNC = 1 }; /* fdatasync after the write, in the same submission 
 struct st_poller {
     const st_poller_ops *ops;
     st_sink sink;
+    int64_t spin_ns; /* a turn that would sleep looks for events this long first, the lock released; 0: it does not */
 };
 struct st_stream {
     st_poller *poller;

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "st_ring.h"
+#include "st_clock.h"
 
 #include <errno.h>
 #include <string.h>
@@ -224,6 +225,16 @@ int st_ring_enter(st_ring *ring, unsigned wait, int64_t timeout_ns, uint32_t min
          * was none looks once in vain; who is not told of one may sleep on it. */
         return -EINTR;
     return result < 0 ? result : 0;
+}
+
+int st_ring_spin(st_ring *ring, int64_t spin_ns, int64_t timeout_ns) {
+    int64_t end_ns = st_spin_end_ns(spin_ns, timeout_ns);
+    int error = st_ring_enter(ring, 0, 0, 0);
+    while (!error) {
+        if (st_ring_ready(ring) > 0 || st_ring_work_waits(ring)) return 1;
+        if (st_now_ns() >= end_ns) return 0;
+    }
+    return error;
 }
 
 int st_ring_overflowed(const st_ring *ring) { return (load_acquire(ring->kernel_sq_flags) & ST_SQ_CQ_OVERFLOW) != 0; }

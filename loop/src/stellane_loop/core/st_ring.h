@@ -62,6 +62,8 @@ unsigned st_ring_queued(const st_ring *ring);
 /* Submits what is queued and runs what the kernel deferred. With wait > 0 blocks until that many completions
  * are there, or 1 after min_wait_us, at most timeout_ns (< 0: no limit). 0: completions were there, or the time is up. */
 int st_ring_enter(st_ring *ring, unsigned wait, int64_t timeout_ns, uint32_t min_wait_us);
+/* Submits, then looks for spin_ns, timeout_ns at most, without sleeping. 1: there is something; 0: not yet; or -errno. */
+int st_ring_spin(st_ring *ring, int64_t spin_ns, int64_t timeout_ns);
 /* Submits only: does not look for completions. */
 int st_ring_submit(st_ring *ring);
 /* Fetches completions only: makes room where the kernel refuses to take more (-EBUSY). */

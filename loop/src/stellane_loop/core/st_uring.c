@@ -277,7 +277,11 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
     bool blocks = wait > 0;
     if (blocks)
         sink->block_begin(sink->context);
-    int error = st_ring_enter(&poller->ring, wait, timeout_ns, min_wait_us);
+    int error = blocks && poller->base.spin_ns > 0 ? st_ring_spin(&poller->ring, poller->base.spin_ns, timeout_ns) : 0;
+    if (error > 0)
+        wait = 0;
+    if (error >= 0)
+        error = st_ring_enter(&poller->ring, wait, timeout_ns, min_wait_us);
     if (blocks)
         sink->block_end(sink->context);
     if (error == -EBUSY || error == -EAGAIN)
