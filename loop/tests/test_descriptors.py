@@ -105,8 +105,9 @@ def test_a_reader_forgotten_on_a_closed_number_does_not_block_the_next_one(run):
     run(main())
 
 
-def test_removing_a_reader_of_a_closed_number_leaves_its_new_owner_alone(run):
-    """The number belongs to a transport by the time the forgotten reader is removed."""
+@pytest.mark.parametrize("again_watched", [False, True])
+def test_a_reader_of_a_closed_number_leaves_its_new_owner_alone(run, again_watched):
+    """The number belongs to a transport by the time the forgotten reader is changed or removed."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -118,6 +119,8 @@ def test_removing_a_reader_of_a_closed_number_leaves_its_new_owner_alone(run):
         again, other = socket.socketpair()
         assert again.fileno() == number
         reader, writer = await asyncio.open_connection(sock=again)
+        if again_watched:
+            loop._add_reader(number, lambda: None)
         loop._remove_reader(number)
         with other:
             other.send(b"still here")
