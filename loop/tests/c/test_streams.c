@@ -212,8 +212,10 @@ static void test_peer_sees_the_close_of_an_idle_stream(void) {
 static void start_the_other(owner *self, char *data, ssize_t n) {
     (void)data;
     owner *other = self->extra;
-    if (n > 0 && other != NULL)
-        other->poller->ops->stream_read_start(other->stream, ST_READ_INTO);
+    if (n <= 0 || other == NULL)
+        return;
+    other->refuse_buffer = 0;
+    other->poller->ops->stream_read_start(other->stream, ST_READ_INTO);
 }
 
 static void refuse_the_next(owner *self, char *data, ssize_t n) {

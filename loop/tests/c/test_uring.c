@@ -177,6 +177,39 @@ static void test_settle(void) {
     poller->ops->free(poller);
 }
 
+static char much[8 << 20];
+
+static void send_much(owner *self, char *data, ssize_t n) {
+    (void)data;
+    if (n > 0)
+        sent_in_batch += send_bytes(self, much, sizeof much) == 0;
+}
+
+/* Batched sends to peers that do not read wait for room; they are not tried again and again. */
+static void test_blocked_sends_sleep(void) {
+    st_poller *poller = new_poller();
+    int fds[10][2];
+    owner *all[10];
+    for (int i = 0; i < 10; i++) {
+        tcp_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->on_data = send_much;
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+        CHECK(write(fds[i][1], "x", 1) == 1);
+    }
+    TURN_UNTIL(poller, sent_in_batch == 10);
+    for (int i = 0; i < 30; i++)
+        turn(poller, 10);
+    double begin = now_s();
+    CHECK_EQ(turn(poller, 100), 0);
+    CHECK(now_s() - begin > 0.09);
+    for (int i = 0; i < 10; i++) {
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
 /* Large messages get large buffers: far fewer receives than small buffers would take. */
 static void test_large_buffers(void) {
     st_poller *poller = new_poller();
@@ -340,7 +373,7 @@ static void test_bad_arguments(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(starved),        TEST(starved_in_order), TEST(slow_clients),  TEST(tiny_rings),
-        TEST(system_calls_saved), TEST(settle), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
+        TEST(system_calls_saved), TEST(settle), TEST(blocked_sends_sleep), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
         TEST(restrictions),   TEST(nothing_shared_after_fork), TEST(operation_names), TEST(bad_arguments),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
