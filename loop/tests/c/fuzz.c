@@ -242,7 +242,7 @@ static void act(void) {
         poller->ops->stream_shutdown(at->owner->stream);
     } else if (action == 86) {
         poller->ops->wake(poller);
-    } else if (action == 87 && random_below(20) == 0) {
+    } else if (action == 87 && random_below(6) == 0) {
         pthread_t thread;
         int turns = (int)random_below(4);
         moves++;
@@ -296,7 +296,7 @@ static void epoch(double until) {
     ring_buffers = random_below(2) ? 2u << random_below(5) : 0;
     ring_buffer_bytes = random_below(2) ? 64u << random_below(6) : 0;
     /* Now and then a kernel that knows less: cooperative completions, or the array of submissions. */
-    st_ring_refused_flags = random_below(4) ? 0 : random_below(2) ? ST_SETUP_SINGLE_ISSUER : ST_SETUP_NO_SQARRAY;
+    st_ring_refused_flags = random_below(3) ? 0 : random_below(2) ? ST_SETUP_SINGLE_ISSUER : ST_SETUP_NO_SQARRAY;
     poller = new_poller();
     listening = listen_tcp(&port);
     listener = new_owner(poller);

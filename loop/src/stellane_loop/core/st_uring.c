@@ -33,8 +33,6 @@ static uint64_t this_thread(void) {
     return number;
 }
 
-#define UNIT_OF(type, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, unit)))
-
 static int open_ring(st_uring *poller) {
     unsigned completions = poller->entries * COMPLETIONS_PER_ENTRY;
     if (completions > COMPLETIONS_MAX)
@@ -65,38 +63,6 @@ static void close_ring(st_uring *poller) {
     poller->wake_operation = ST_OP_NONE;
     poller->small.starved_first = poller->small.starved_last = NULL;
     poller->bulk.starved_first = poller->bulk.starved_last = NULL;
-}
-
-/* What the old ring held is gone. None of it had consumed anything that was not reported, see st_uring.h. */
-static void forget_operations(st_uring *poller, bool left_behind) {
-    for (st_unit *unit = poller->all, *next; unit != NULL; unit = next) {
-        next = unit->all_next;
-        if (unit->kind == ST_UNIT_STREAM) {
-            st_uring_stream *stream = UNIT_OF(st_uring_stream, unit);
-            stream->receive = stream->send = stream->write_poll = ST_OP_NONE;
-            stream->starved = stream->receive_cancelled = false;
-            stream->moved = stream->moved || left_behind;
-        } else if (unit->kind == ST_UNIT_LISTENER) {
-            st_uring_listener *listener = UNIT_OF(st_uring_listener, unit);
-            listener->operation = ST_OP_NONE;
-            listener->cancelled = false;
-            /* Until the kernel has taken the old ring apart, its accept may be the one that is woken for a connection
-             * (exclusively). A poll is woken as well, so from now on we look for ourselves. */
-            listener->by_poll = true;
-        } else {
-            st_uring_watch *watch = UNIT_OF(st_uring_watch, unit);
-            watch->operation[0] = watch->operation[1] = ST_OP_NONE;
-            watch->cancelled[0] = watch->cancelled[1] = false;
-        }
-        bool had_operations = unit->operations > 0;
-        unit->operations = 0;
-        if (!unit->closing) {
-            st_unit_dirty(poller, unit);
-        } else if (had_operations) {
-            unit->closing = false; /* so that closing puts it on the list of the dead now */
-            st_unit_close(poller, unit);
-        }
-    }
 }
 
 void st_uring_cancel_now(st_uring *poller) {
@@ -248,12 +214,29 @@ static void bury_dead(st_uring *poller) {
     }
 }
 
+/* Without SINGLE_ISSUER the kernel may complete a request in the thread that made it at any moment, also while we move: what
+ * it then received would be lost. But such a ring takes cancellations from everybody. */
+static void end_requests(st_uring *poller) {
+    if (st_ring_room(&poller->ring) == 0 && st_ring_submit(&poller->ring) < 0)
+        return;
+    st_uring_sqe *sqe = st_ring_sqe(&poller->ring);
+    sqe->opcode = ST_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->op_flags = ST_CANCEL_ANY | ST_CANCEL_ALL;
+    for (int round = 0; poller->ops.in_flight > 0 && round < OVERFLOW_ROUNDS_MAX; round++) {
+        st_ring_enter(&poller->ring, 1, 10000000, 0);
+        dispatch_ready(poller);
+    }
+}
+
 /* The loop runs in another thread than before, or for the first time. */
 static int move(st_uring *poller) {
     if (poller->ring_open) {
+        if (!(poller->ring.setup_flags & ST_SETUP_SINGLE_ISSUER))
+            end_requests(poller);
         dispatch_ready(poller);
         close_ring(poller);
-        forget_operations(poller, true);
+        st_units_forget(poller, true);
         poller->moved = true;
     }
     return open_ring(poller);
@@ -402,7 +385,7 @@ static void free_poller(st_poller *base) {
                 close(cqe->result);
         }
         close_ring(poller);
-        forget_operations(poller, !ours);
+        st_units_forget(poller, !ours);
     }
     /* Streams last: their owners may own watches, and give these up when they are told. */
     for (st_unit *unit = poller->all, *next; unit != NULL; unit = next) {

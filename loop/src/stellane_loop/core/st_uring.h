@@ -14,6 +14,7 @@
 #define ST_URING_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <sys/socket.h>
 
 #include "st_poller.h"
@@ -166,6 +167,9 @@ void st_unit_open(st_uring *poller, st_unit *unit, st_unit_kind kind);
 void st_unit_dirty(st_uring *poller, st_unit *unit);
 void st_unit_due(st_uring *poller, st_unit *unit);
 void st_unit_close(st_uring *poller, st_unit *unit);
+/* The ring is gone, and every operation with it; what is wanted will be armed in the next one. */
+void st_units_forget(st_uring *poller, bool left_behind);
+#define UNIT_OF(type, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, unit)))
 /* An operation of the unit had its last completion. */
 void st_unit_operation_over(st_uring *poller, st_unit *unit, uint64_t *operation);
 

@@ -102,3 +102,35 @@ bool st_uring_poll(st_uring *poller, st_unit *unit, st_op_kind kind, void *objec
     sqe->op_flags = events;
     return true;
 }
+
+/* What the old ring held is gone. None of it had consumed anything that was not reported, see st_uring.h. */
+void st_units_forget(st_uring *poller, bool left_behind) {
+    for (st_unit *unit = poller->all, *next; unit != NULL; unit = next) {
+        next = unit->all_next;
+        if (unit->kind == ST_UNIT_STREAM) {
+            st_uring_stream *stream = UNIT_OF(st_uring_stream, unit);
+            stream->receive = stream->send = stream->write_poll = ST_OP_NONE;
+            stream->starved = stream->receive_cancelled = false;
+            stream->moved = stream->moved || left_behind;
+        } else if (unit->kind == ST_UNIT_LISTENER) {
+            st_uring_listener *listener = UNIT_OF(st_uring_listener, unit);
+            listener->operation = ST_OP_NONE;
+            listener->cancelled = false;
+            /* Until the kernel has taken the old ring apart, its accept may be the one that is woken for a connection
+             * (exclusively). A poll is woken as well, so from now on we look for ourselves. */
+            listener->by_poll = true;
+        } else {
+            st_uring_watch *watch = UNIT_OF(st_uring_watch, unit);
+            watch->operation[0] = watch->operation[1] = ST_OP_NONE;
+            watch->cancelled[0] = watch->cancelled[1] = false;
+        }
+        bool had_operations = unit->operations > 0;
+        unit->operations = 0;
+        if (!unit->closing) {
+            st_unit_dirty(poller, unit);
+        } else if (had_operations) {
+            unit->closing = false; /* so that closing puts it on the list of the dead now */
+            st_unit_close(poller, unit);
+        }
+    }
+}
