@@ -28,6 +28,7 @@ include "native/listeners.pxi"
 include "native/socket_operations.pxi"
 include "native/files.pxi"
 include "native/turns.pxi"
+include "native/adaptive.pxi"
 include "native/probe.pxi"
 include "native/entry.pxi"
 

@@ -5,6 +5,7 @@ cdef enum:
 
 cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several of these
 cdef double CLOCK_RESOLUTION_S = 1e-9
+cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
 
 
 cdef enum:
@@ -67,6 +68,7 @@ cdef class LoopCore:
     cdef double slow_s
     cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported
     cdef bint measuring           # turns are measured
+    cdef bint adaptive            # waits follow the controller of adaptive.pxi
     cdef turn_measures measures
     cdef public bint _closed, _stopping
     cdef bint _debug_mode
@@ -86,6 +88,7 @@ cdef class LoopCore:
     def _open(self, str poller, unsigned entries=0, unsigned buffers=0, unsigned buffer_bytes=0):
         cdef int error = 0
         cdef st_sink sink = loop_sink
+        st_keep_heap()
         sink.context = &self.block
         if poller == "epoll":
             self.poller = st_epoll_new(&sink, &error)
@@ -332,7 +335,7 @@ cdef class LoopCore:
             if wait_s <= 0:
                 return 0
             if wait_s < TIMEOUT_S_MAX:
-                return <int64_t>(wait_s * 1e9) + 1
+                return (<int64_t>(wait_s * 1e9) // TIMER_GRANULARITY_NS + 1) * TIMER_GRANULARITY_NS
             return <int64_t>(TIMEOUT_S_MAX * 1e9)
         return -1
 
@@ -345,7 +348,10 @@ cdef class LoopCore:
             else:
                 self.sleeping = True
             pthread_mutex_unlock(&self.lock)
-        outcome = self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
+        if self.adaptive:
+            outcome = self.poll_adaptively(timeout_ns)
+        else:
+            outcome = self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
         if timeout_ns != 0:
             pthread_mutex_lock(&self.lock)
             self.sleeping = False
@@ -403,7 +409,7 @@ cdef class LoopCore:
                 handle.run()
         return 0
 
-    # Defined in turns.pxi, for those who asked for more than first in, first out.
+    # Defined in turns.pxi and adaptive.pxi, for those who asked for more than first in, first out, and sleep.
     cdef int run_ordered(self) except -1:
         raise NotImplementedError
 
@@ -412,6 +418,9 @@ cdef class LoopCore:
 
     cdef int run_timed(self, Handle handle) except -1:
         raise NotImplementedError
+
+    cdef int poll_adaptively(self, int64_t timeout_ns) noexcept:
+        return self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
 
     def _ready_handles(self):
         """What is to be run in the next turn, in order."""

@@ -1,6 +1,6 @@
 # What the standard library's code calls by name: add_reader, transports, servers.
 
-cdef class NativeLoop(ObservedTurns):
+cdef class NativeLoop(AdaptiveTurns):
     """All of the native half; `stellane_loop.Loop` is this and asyncio's own Unix loop."""
 
     # --- readiness of descriptors ---

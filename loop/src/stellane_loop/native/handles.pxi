@@ -1,6 +1,6 @@
 # Handles: what call_soon, call_later and add_reader give back.
 
-@cython.freelist(256)
+@cython.freelist(1024)
 cdef class Handle:
     """A callback to be run once, or whenever its descriptor is ready (as `asyncio.Handle`)."""
 

@@ -71,8 +71,13 @@ cdef extern from "core/st_poller.h":
     ctypedef struct st_poller:
         const st_poller_ops *ops
         st_sink sink
+        int64_t spin_ns
 
     st_poller *st_epoll_new(const st_sink *, int *) noexcept
+
+
+cdef extern from "core/st_heap.h":
+    void st_keep_heap() noexcept
 
 
 cdef extern from *:
