@@ -264,7 +264,8 @@ class TestWrongValues:
             ("http", 'server_header = "a\\n"', "must be a header field value"),
             ("http", "root_path = 'api'", 'must be "" or a path that begins with "/" and does not end with it.'),
             ("http", "root_path = '/api/'", 'must be "" or a path that begins with "/" and does not end with it.'),
-            ("performance", "adaptive_polling = true", "not built yet; the only value accepted is false."),
+            ("performance", "poll_spin_us_max = 0", "must be an integer from 1 to 10000."),
+            ("performance", "batch_wait_us_max = 10001", "must be an integer from 0 to 10000."),
         ],
     )
     def test_other_sections(self, section: str, line: str, said: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from stellane.abc import Backend, BackendStatistics, Probe
+from stellane.abc import Backend, BackendStatistics, Capability, Probe
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.builtin.replay_policy import ReplayPolicy
-from stellane.config import Config, Origin, RecoveryConfig, RuntimeConfig, Source
+from stellane.config import Config, Origin, PerformanceConfig, RecoveryConfig, RuntimeConfig, Source
 from stellane.errors import (
     ConfigError,
     JournalUnsupported,
@@ -226,6 +226,31 @@ def test_specifications_backend_custom_is_refused_when_it_is_selected() -> None:
         RuntimeFactory(runtime(backend="custom")).create_backend()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown", "capability"),
+    [
+        ("adaptive_polling", True, "true", Capability.ADAPTIVE_POLLING),
+        ("batch_wait_us_max", 50, "50", Capability.BATCHING),
+    ],
+)
+def test_a_setting_that_the_backend_would_ignore_is_refused(
+    key: str, value: Any, shown: str, capability: Capability
+) -> None:
+    config = Config(runtime=RuntimeConfig(backend="mine"), performance=PerformanceConfig(**{key: value}))
+    backend = PlainBackend()
+    factory = RuntimeFactory(
+        config, {f"performance.{key}": Origin(Source.FILE, "s.toml:7")}, {("backend", "mine"): Plugin(backend)}
+    )
+    with pytest.raises(ConfigError) as caught:
+        factory.create_backend()
+    assert str(caught.value) == (
+        f"s.toml:7: performance.{key} = {shown}: backend 'mine' does not have the capability {capability}. "
+        "Leave the key out, or choose a backend that has it."
+    )
+    backend.capabilities = frozenset({capability})
+    assert factory.create_backend() is backend
+
+
 def test_configured_is_heard_once_by_each_plugin_before_it_makes_anything() -> None:
     plugin, extension = Plugin(PlainBackend()), Plugin()
     config = runtime(backend="mine", extensions=("late",))
@@ -274,7 +299,8 @@ def test_hooks_are_traced_when_the_environment_asks(capsys: pytest.CaptureFixtur
         environ = {"STELLANE_TRACE_HOOKS": value}
         RuntimeFactory(runtime(backend="mine"), plugins=plugins, environ=environ).create_backend()
         lines = capsys.readouterr().err.splitlines()
-        assert ("hook stellane_create_backend(options=None) -> backend:mine" in lines) is (value == "1")
+        traced = [line for line in lines if line.startswith("hook stellane_create_backend(options=None, config=")]
+        assert [line.endswith("-> backend:mine") for line in traced[:1]] == [True] * (value == "1")
 
 
 class Sized(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from loop.tests.conformance.expectations import exceptions, judge
@@ -15,7 +16,7 @@ EXCEPTIONS_MAX = 7
 """175 of the 182 cases is the bar: the file may not grow beyond it."""
 
 
-@pytest.fixture(params=["epoll", "io_uring"])
+@pytest.fixture(params=os.environ.get("STELLANE_TEST_POLLER", "epoll,io_uring").split(","))
 def poller(request: pytest.FixtureRequest) -> str:
     """A poller that this machine can use."""
     loop = None

@@ -8,6 +8,7 @@ import pytest
 
 import stellane_backend_epoll as plugin
 import stellane_loop
+from stellane.config import PerformanceConfig
 from stellane_backend_epoll import EpollBackend
 
 
@@ -45,3 +46,14 @@ def test_the_loop_is_over_epoll() -> None:
     assert isinstance(loop, stellane_loop.Loop)
     assert loop.poller_name == "epoll"
     loop.close()
+
+
+def test_adaptive_polling_is_handed_to_the_loop() -> None:
+    """[performance] decides; off is the default."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stellane_loop.Loop, "set_adaptive_polling", lambda _, *limits: seen.append(limits))
+        EpollBackend().new_event_loop().close()
+        assert seen == []
+        EpollBackend(PerformanceConfig(adaptive_polling=True, poll_spin_us_max=70)).new_event_loop().close()
+        assert seen == [(70,)]

@@ -6,6 +6,7 @@ import pytest
 
 import stellane_backend_iouring as plugin
 import stellane_loop
+from stellane.config import PerformanceConfig
 from stellane_backend_iouring import IoUringBackend
 from stellane_loop import IoUringProbe
 
@@ -31,3 +32,23 @@ def test_the_loop_is_over_io_uring() -> None:
     assert isinstance(loop, stellane_loop.Loop)
     assert loop.poller_name == "io_uring"
     loop.close()
+
+
+@pytest.mark.parametrize(
+    ("performance", "limits"),
+    [
+        (PerformanceConfig(), (0, 0)),
+        (PerformanceConfig(adaptive_polling=True, poll_spin_us_max=70), (70, 0)),
+        (PerformanceConfig(batch_wait_us_max=30), (0, 30)),
+    ],
+)
+def test_performance_is_handed_to_the_loop(performance: PerformanceConfig, limits: tuple[int, int]) -> None:
+    """[performance] decides; off is the default."""
+    probe = stellane_loop.probe_io_uring()
+    if not probe.usable:
+        pytest.skip(f"not run: {probe.message}")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stellane_loop.Loop, "set_adaptive_polling", lambda _, *given: seen.append(given))
+        IoUringBackend(performance).new_event_loop().close()
+    assert seen == [limits]

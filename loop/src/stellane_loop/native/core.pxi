@@ -301,6 +301,8 @@ cdef class LoopCore:
                 if self._stopping:
                     break
         finally:
+            if self.poller != NULL and self.poller.ops.settle != NULL:
+                self.poller.ops.settle(self.poller)  # nobody says when the next turn will be
             self.running_in = 0
             self._leave_run()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import stellane_loop
 from stellane.backend import Backend, Capability, LoopBackend, Probe, hookimpl
+from stellane.config import Config, PerformanceConfig
 
 stellane_api_level = 1
 
@@ -17,12 +18,22 @@ class EpollBackend(LoopBackend):
     """One native loop with an epoll descriptor of its own."""
 
     capabilities = frozenset(
-        {Capability.TCP, Capability.UNIX, Capability.SIGNALS, Capability.SUBPROCESS, Capability.UDP}
+        {
+            *(Capability.TCP, Capability.UNIX, Capability.SIGNALS, Capability.SUBPROCESS, Capability.UDP),
+            *(Capability.ADAPTIVE_POLLING,),
+        }
     )
+
+    def __init__(self, performance: PerformanceConfig | None = None) -> None:
+        super().__init__()
+        self._performance = performance or PerformanceConfig()
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """A loop of its own, whatever the event loop policy says."""
-        return stellane_loop.new_epoll_event_loop()
+        loop = stellane_loop.new_epoll_event_loop()
+        if self._performance.adaptive_polling:
+            loop.set_adaptive_polling(self._performance.poll_spin_us_max)
+        return loop
 
 
 @hookimpl
@@ -41,6 +52,6 @@ def stellane_probe(options: Any) -> Probe:  # noqa: ARG001 - it has no options
 
 
 @hookimpl
-def stellane_create_backend(options: Any) -> Backend:  # noqa: ARG001
+def stellane_create_backend(options: Any, config: Config) -> Backend:  # noqa: ARG001
     """The backend of one worker."""
-    return EpollBackend()
+    return EpollBackend(config.performance)
