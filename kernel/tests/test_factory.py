@@ -180,19 +180,19 @@ class TestAuto:
     def test_first_of_the_ranks_wins(self) -> None:
         libuv, epoll = PlainBackend(), PlainBackend()
         factory = self.make(epoll=Plugin(epoll), libuv=Plugin(libuv))
-        assert factory.create_backend() is libuv
+        assert factory.create_backend() is epoll
         assert (factory.choices[0].name, factory.choices[0].why) == (
-            "libuv",
-            'runtime.backend = "auto" (default): the first usable of libuv, epoll, asyncio',
+            "epoll",
+            'runtime.backend = "auto" (default): the first usable of epoll, libuv, asyncio',
         )
 
     def test_broken_one_is_skipped_with_its_reason(self) -> None:
-        epoll = PlainBackend()
-        factory = self.make(libuv=Plugin(probe=Probe(usable=False, reason="no loop")), epoll=Plugin(epoll))
-        assert factory.create_backend() is epoll
+        libuv = PlainBackend()
+        factory = self.make(epoll=Plugin(probe=Probe(usable=False, reason="no loop")), libuv=Plugin(libuv))
+        assert factory.create_backend() is libuv
         assert factory.choices[0].why == (
-            'runtime.backend = "auto" (default): the first usable of libuv, epoll, asyncio; '
-            "libuv was skipped: backend 'libuv' (passed as an object, Plugin) cannot run on this machine: no loop"
+            'runtime.backend = "auto" (default): the first usable of epoll, libuv, asyncio; '
+            "epoll was skipped: backend 'epoll' (passed as an object, Plugin) cannot run on this machine: no loop"
         )
 
     def test_none_usable_tells_every_reason(self) -> None:
@@ -204,8 +204,8 @@ class TestAuto:
         assert all(f"no {name}" in str(caught.value) for name in broken)
 
     def test_bad_options_of_a_candidate_are_not_skipped(self) -> None:
-        config = Config(backend={"libuv": {"colour": 1}})
-        factory = RuntimeFactory(config, plugins={("backend", "libuv"): Plugin(PlainBackend())})
+        config = Config(backend={"epoll": {"colour": 1}})
+        factory = RuntimeFactory(config, plugins={("backend", "epoll"): Plugin(PlainBackend())})
         with pytest.raises(ConfigError, match="takes no options"):
             factory.create_backend()
 
