@@ -214,3 +214,42 @@ def test_errors_are_those_of_the_socket_module(run):
                 await keep_sending(loop, theirs)
 
     run(main())
+
+
+def test_a_cancelled_accept_does_not_keep_its_socket_open(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        address = listener.getsockname()
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(loop.sock_accept(listener), 0.01)
+        listener.close()
+        with socket.socket() as client:
+            client.setblocking(False)
+            with pytest.raises(ConnectionRefusedError):
+                await loop.sock_connect(client, address)
+
+    run(main())
+
+
+def test_a_cancelled_wait_leaves_the_others_of_its_socket(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = pair()
+        with ours, theirs:
+            waiting = [asyncio.create_task(loop.sock_recv(ours, 1)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            waiting[0].cancel()
+            await asyncio.sleep(0.01)
+            theirs.send(b"12")
+            assert await asyncio.wait_for(asyncio.gather(*waiting[1:]), 5) == [b"1", b"2"]
+            last = asyncio.create_task(loop.sock_recv(ours, 1))
+            await asyncio.sleep(0.01)
+            last.cancel()
+            await asyncio.sleep(0.01)
+            theirs.send(b"3")
+            assert await asyncio.wait_for(loop.sock_recv(ours, 1), 5) == b"3"
+
+    run(main())

@@ -129,7 +129,7 @@ cdef class SocketState(Watcher):
         try:
             self.arm()
         except BaseException:
-            self.forget(operation, writing)
+            (self.writing if writing else self.reading).remove(operation)
             raise
         return 0
 
@@ -147,6 +147,12 @@ cdef class SocketState(Watcher):
         waiting = self.writing if writing else self.reading
         if operation in waiting:
             waiting.remove(operation)
+            if self.watch == NULL:
+                return 0
+            if self.reading or self.writing:
+                self.arm()
+            else:
+                self.want(0)  # now: a poll in flight would keep the socket open after its close()
         return 0
 
     cdef void on_ready(self, unsigned events) noexcept:
