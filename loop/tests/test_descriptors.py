@@ -130,6 +130,48 @@ def test_a_reader_of_a_closed_number_leaves_its_new_owner_alone(run, again_watch
     run(main())
 
 
+def test_the_readers_of_a_closed_file_are_found_by_the_object(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        number = ours.fileno()
+        loop.add_reader(ours, lambda: None)
+        loop.add_writer(ours, lambda: None)
+        ours.close()
+        assert not loop.remove_reader(theirs)
+        assert loop.remove_reader(ours)
+        assert not loop.remove_reader(ours)
+        assert loop.remove_writer(ours)
+        assert not loop.remove_writer(ours)
+        assert number not in loop._selector.get_map()
+        theirs.close()
+        assert not loop.remove_reader(theirs)
+
+    run(main())
+
+
+def test_a_closed_file_without_readers_leaves_the_new_owner_of_its_number_alone(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        number = ours.fileno()
+        loop.add_reader(ours, lambda: None)
+        loop.remove_reader(ours)
+        ours.close()
+        theirs.close()
+        again, other = socket.socketpair()
+        with again, other:
+            assert again.fileno() == number
+            woken = asyncio.Event()
+            loop.add_reader(again, woken.set)
+            assert not loop.remove_reader(ours)
+            other.send(b"x")
+            await asyncio.wait_for(woken.wait(), 5)
+            assert loop.remove_reader(again)
+
+    run(main())
+
+
 def test_one_open_file_under_two_numbers_has_two_readers(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -179,6 +221,8 @@ def test_what_is_no_descriptor_is_refused(run, wrong):
     async def main():
         with pytest.raises(ValueError, match="Invalid file"):
             asyncio.get_running_loop().add_reader(wrong, lambda: None)
+        with pytest.raises(ValueError, match="Invalid file"):
+            asyncio.get_running_loop().remove_reader(wrong)
 
     run(main())
 

@@ -6,40 +6,38 @@ cdef class NativeLoop(AdaptiveTurns):
     # --- readiness of descriptors ---
 
     def _add_reader(self, fd, callback, *args):
-        cdef int number = descriptor_of(fd)
-        return watch_add(self, number, self.handle(callback, args, None), False)
+        return watch_add(self, fd, self.handle(callback, args, None), False)
 
     def _add_writer(self, fd, callback, *args):
-        cdef int number = descriptor_of(fd)
-        return watch_add(self, number, self.handle(callback, args, None), True)
+        return watch_add(self, fd, self.handle(callback, args, None), True)
 
     def _remove_reader(self, fd):
-        return watch_remove(self, descriptor_of(fd), False)
+        return watch_remove(self, fd, False)
 
     def _remove_writer(self, fd):
-        return watch_remove(self, descriptor_of(fd), True)
+        return watch_remove(self, fd, True)
 
     def add_reader(self, fd, callback, *args):
         """Call callback(*args) in each turn in which fd can be read; replaces the one before."""
-        cdef int number = descriptor_of(fd)
+        descriptor_of(fd)
         (<object>self)._ensure_fd_no_transport(fd)
-        watch_add(self, number, self.handle(callback, args, None), False)
+        watch_add(self, fd, self.handle(callback, args, None), False)
 
     def add_writer(self, fd, callback, *args):
         """Call callback(*args) in each turn in which fd can be written; replaces the one before."""
-        cdef int number = descriptor_of(fd)
+        descriptor_of(fd)
         (<object>self)._ensure_fd_no_transport(fd)
-        watch_add(self, number, self.handle(callback, args, None), True)
+        watch_add(self, fd, self.handle(callback, args, None), True)
 
     def remove_reader(self, fd):
         """Whether there was one."""
         (<object>self)._ensure_fd_no_transport(fd)
-        return watch_remove(self, descriptor_of(fd), False)
+        return watch_remove(self, fd, False)
 
     def remove_writer(self, fd):
         """Whether there was one."""
         (<object>self)._ensure_fd_no_transport(fd)
-        return watch_remove(self, descriptor_of(fd), True)
+        return watch_remove(self, fd, True)
 
     def _watched(self):
         """descriptor -> (reader, writer)."""

@@ -38,6 +38,7 @@ cdef class Watch(Watcher):
     """The reader and the writer of one descriptor."""
 
     cdef Handle reader, writer
+    cdef object file  # as it was given last: once closed it has no number to be found by
 
     cdef void on_ready(self, unsigned events) noexcept:
         try:
@@ -55,18 +56,19 @@ cdef class Watch(Watcher):
         if self.writer is not None:
             events |= ST_WRITABLE
         if events:
-            return self.want(events)
+            return 0 if self.watch == NULL else self.want(events)
         self.loop.watches.pop(self.fd, None)
         self.end()
         return 0
 
 
-cdef Handle watch_add(LoopCore loop, int fd, Handle handle, bint writer):
+cdef Handle watch_add(LoopCore loop, file, Handle handle, bint writer):
+    cdef int fd = descriptor_of(file)
     cdef Watch watch
     cdef Handle replaced
     loop.check_open()
     watch = loop.watches.get(fd)
-    if watch is None:
+    if watch is None or watch.watch == NULL:
         watch = Watch.__new__(Watch)
         watch.open(loop, fd)
         loop.watches[fd] = watch
@@ -84,18 +86,25 @@ cdef Handle watch_add(LoopCore loop, int fd, Handle handle, bint writer):
         if watch.reader is None and watch.writer is None:
             watch.update()
         raise
+    watch.file = file
     if replaced is not None:
         replaced.cancel_now()
     return handle
 
 
-cdef bint watch_remove(LoopCore loop, int fd, bint writer) except -1:
-    cdef Watch watch
+cdef Watch watch_of(LoopCore loop, file):
+    if isinstance(file, int) or not is_closed(file):
+        return loop.watches.get(descriptor_of(file))
+    for watch in loop.watches.values():
+        if (<Watch>watch).file is file:
+            return watch
+    return None
+
+
+cdef bint watch_remove(LoopCore loop, file, bint writer) except -1:
+    cdef Watch watch = watch_of(loop, file)
     cdef Handle removed
-    if loop._closed:
-        return False
-    watch = loop.watches.get(fd)
-    if watch is None:
+    if loop._closed or watch is None:
         return False
     if writer:
         removed, watch.writer = watch.writer, None
@@ -104,18 +113,30 @@ cdef bint watch_remove(LoopCore loop, int fd, bint writer) except -1:
     if removed is None:
         return False
     removed.cancel_now()
+    if is_closed(watch.file):
+        watch.end()  # what is left can only be removed: the number may be another file's by now
     watch.update()
     return True
 
 
-cdef int descriptor_of(fileobj) except? -1:
+cdef int number_of(fileobj) except? -1:
     if isinstance(fileobj, int):
-        fd = fileobj
-    else:
-        try:
-            fd = int(fileobj.fileno())
-        except (AttributeError, TypeError, ValueError):
-            raise ValueError(f"Invalid file object: {fileobj!r}") from None
+        return fileobj
+    try:
+        return int(fileobj.fileno())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"Invalid file object: {fileobj!r}") from None
+
+
+cdef bint is_closed(fileobj) except -1:
+    try:
+        return number_of(fileobj) < 0
+    except ValueError:  # as the file objects of io
+        return True
+
+
+cdef int descriptor_of(fileobj) except? -1:
+    cdef int fd = number_of(fileobj)
     if fd < 0:
         raise ValueError(f"Invalid file descriptor: {fd}")
     return fd
