@@ -443,3 +443,41 @@ def test_a_connection_has_one_context_from_its_making_on(run):
             transport.abort()
 
     run(main())
+
+
+def test_buffers_and_flow_control_are_in_the_context_of_the_transport(run):
+    variable = contextvars.ContextVar("variable", default="unset")
+    seen = []
+
+    class Echo(asyncio.BufferedProtocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def get_buffer(self, sizehint):
+            seen.append(("get_buffer", variable.get()))
+            return bytearray(10)
+
+        def buffer_updated(self, nbytes):
+            self.transport.write(bytes(1_000_000))  # within the context, which can not be entered again
+
+        def pause_writing(self):
+            seen.append(("pause_writing", variable.get()))
+
+        def resume_writing(self):
+            seen.append(("resume_writing", variable.get()))
+
+    async def main():
+        variable.set("made here")
+        transport, _, peer = await connected(Echo, buffer_bytes=4096)
+        variable.set("changed since")
+        with peer:
+            transport.write(bytes(1_000_000))  # without
+            await read_exactly(peer, 1_000_000)
+            await asyncio.get_running_loop().sock_sendall(peer, b"x")
+            await read_exactly(peer, 1_000_000)
+            transport.abort()
+
+    run(main())
+    assert {called for called, _ in seen} == {"get_buffer", "pause_writing", "resume_writing"}
+    assert [called for called, _ in seen].count("pause_writing") == 2
+    assert {value for _, value in seen} == {"made here"}

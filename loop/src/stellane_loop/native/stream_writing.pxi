@@ -23,6 +23,8 @@ cdef class StreamWriter(Owned):
     cdef readonly size_t _high, _low
     cdef readonly bint _closing, _paused, _eof, _protocol_paused
     cdef bint started              # connection_made was called and reading may begin
+    cdef bint has_end              # the end was read, and the protocol has not heard of it
+    cdef int end_error             # why it ended; 0: the peer ended it
     cdef bint buffered             # the protocol names the memory for what is received
     cdef readonly int _conn_lost
     cdef object _empty_waiter
@@ -185,7 +187,8 @@ cdef class StreamWriter(Owned):
             return 0
         try:
             if name == "pause_writing":
-                self.protocol.pause_writing()
+                # A copy: who writes may be a callback of this very context, and none can be entered twice.
+                stl_call(PyContext_Copy(self.context), self.protocol.pause_writing, ())
             else:
                 stl_call(self.context, self.protocol.resume_writing, ())
         except (SystemExit, KeyboardInterrupt):

@@ -45,14 +45,21 @@ cdef class StreamTransport(StreamWriter):
                     "protocol": self.protocol,
                 }
             )
-        self.started = True
-        self.read_on()
-        if waiter is not None and not waiter.cancelled():
+        if waiter is None:
+            self._start_reading()
+            return 0
+        if not waiter.cancelled():
             waiter.set_result(None)
+        # Behind the task that waits: it is to have its transport before data comes.
+        self.loop.soon(self._start_reading, (), self.context)
         return 0
 
     def _begin(self, waiter):
         self.begin(waiter)
+
+    def _start_reading(self):
+        self.started = True
+        self.read_on()
 
     cdef int read_on(self) except -1:
         if self.stream == NULL or self._closing or self._paused or not self.started:
@@ -72,7 +79,7 @@ cdef class StreamTransport(StreamWriter):
         if self._conn_lost or self.protocol is None:
             return -1
         try:
-            memory = self.protocol.get_buffer(-1)
+            memory = stl_call_one(self.context, self.protocol.get_buffer, -1)
             if not len(memory):
                 raise RuntimeError("get_buffer() returned an empty buffer")
             PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
@@ -113,21 +120,32 @@ cdef class StreamTransport(StreamWriter):
             )
 
     cdef void on_end(self, ssize_t error) noexcept:
+        # In the turn that follows the poll: who was woken by the last bytes is to find the transport connected.
+        self.has_end = True
+        self.end_error = -error
         try:
-            if error:
-                self.fatal(OSError(-error, os.strerror(-error)), "Fatal read error on socket transport")
-                return
-            if self.loop._debug_mode:
-                logger.debug("%r received EOF", self)
+            self.loop.soon(self._tell_end, (), self.context)
         except BaseException as exc:
             self.loop.keep_raised(exc)
+
+    def _tell_end(self):
+        if not self.has_end or self._paused or self._closing:
             return
+        self.has_end = False
+        if self.end_error:
+            self.fatal(OSError(self.end_error, os.strerror(self.end_error)), "Fatal read error on socket transport")
+            return
+        if self.loop._debug_mode:
+            logger.debug("%r received EOF", self)
         try:
-            keep_open = stl_call(self.context, self.protocol.eof_received, ())
-            if not keep_open:
-                self.close()
+            keep_open = self.protocol.eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
         except BaseException as exc:
-            self.protocol_failed(exc, "Fatal error: protocol.eof_received() call failed.")
+            self.fatal(exc, "Fatal error: protocol.eof_received() call failed.")
+            return
+        if not keep_open:
+            self.close()
 
     cdef void on_sent(self, ssize_t n, size_t rest) noexcept:
         try:
@@ -208,6 +226,8 @@ cdef class StreamTransport(StreamWriter):
             return
         self._paused = False
         self.read_on()
+        if self.has_end and self.stream != NULL:
+            self.loop.soon(self._tell_end, (), self.context)
         if self.loop._debug_mode:
             logger.debug("%r resumes reading", self)
 
