@@ -51,13 +51,36 @@ def process_tree(root: int) -> list[int]:
     return tree
 
 
-def read_cpu(root: int) -> CpuReading:
-    """utime + stime of every process in the tree of `root`."""
+def read_cpu(root: int, *, reaped: bool = False) -> CpuReading:
+    """utime + stime of every process in the tree of `root`; with `reaped`, of children they waited for too."""
     seconds = {}
     for pid in process_tree(root):
-        fields = _stat_fields(pid)
-        seconds[pid] = (int(fields[11]) + int(fields[12])) * TICK_S
+        times = _stat_fields(pid)[11:15]  # utime, stime, cutime, cstime
+        seconds[pid] = sum(int(ticks) for ticks in (times if reaped else times[:2])) * TICK_S
     return CpuReading(seconds)
+
+
+def read_rss_bytes(root: int) -> int:
+    """Resident memory of the tree of `root`; pages that its processes share count once for each."""
+    total = 0
+    for pid in process_tree(root):
+        total += int((PROC / str(pid) / "statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGESIZE")
+
+
+def kernel_pollers(root: int) -> set[str]:
+    """Which of the kernel's pollers the tree holds: "epoll", "io_uring", both or neither.
+
+    A ring may be known by its mapping only, once its descriptor is registered and closed.
+    """
+    marks = {"epoll": "anon_inode:[eventpoll]", "io_uring": "anon_inode:[io_uring]"}
+    names = []
+    for pid in process_tree(root):
+        names.append((PROC / str(pid) / "maps").read_text())
+        for descriptor in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                names.append(str(descriptor.readlink()))
+    return {poller for poller, mark in marks.items() if any(mark in name for name in names)}
 
 
 def read_written_bytes(root: int) -> int:

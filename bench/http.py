@@ -35,7 +35,8 @@ from bench.servers import ServerError, check_installed
 console = Console(width=None if sys.stdout.isatty() else 100)
 
 
-def _cpus(server_cpu: int | None, load_cpu: int | None) -> tuple[int, int]:
+def choose_cpus(server_cpu: int | None, load_cpu: int | None) -> tuple[int, int]:
+    """The CPU of the server and of the load: those asked for, or the first two allowed. Raises ClickException."""
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
         raise click.ClickException(f"two CPUs are needed, one for the server and one for the load; allowed: {allowed}")
@@ -118,7 +119,7 @@ def main(
     """Measure server CPU time a request, requests per second and latency of HTTP servers on this machine."""
     if check and rounds < ROUNDS_MIN:
         raise click.UsageError(f"--check needs --rounds {ROUNDS_MIN} or more")
-    server, other = _cpus(server_cpu, load_cpu)
+    server, other = choose_cpus(server_cpu, load_cpu)
     settings = Settings(rounds, seconds, connections, server, other, _wrk(load, journal))
     try:
         rows = select_rows(http_rows() + (journal_rows() if journal else []), patterns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -67,6 +67,13 @@ def run_c_generator(
     """
     command = [str(program), str(port), str(connections), str(int(WARMUP_S * 1000)), str(int(seconds * 1000))]
     command += [request.method, request.path, str(request.body_bytes), request.expected_body]
+    return run_generator(command, cpu=cpu, at_start=at_start, at_end=at_end)
+
+
+def run_generator(
+    command: Sequence[str], *, cpu: int, at_start: Callable[[], None], at_end: Callable[[], None]
+) -> LoadResult:
+    """Run a generator that talks as bare/generator.h says, pinned to `cpu`. Raises LoadError."""
     with running_on(cpu):
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -72,8 +72,9 @@ class Summary:
 class _Window:
     """Reads the counters of the server and of both CPUs at both ends of the measured window."""
 
-    def __init__(self, pid: int, settings: Settings) -> None:
+    def __init__(self, pid: int, settings: Settings, *, reaped: bool) -> None:
         self._pid = pid
+        self._reaped = reaped
         self._cpus = (settings.server_cpu, settings.load_cpu)
         self._before: tuple[float, list[float], int, CpuReading] | None = None
         self.wall_s = self.cpu_s = self.server_cpu_busy_s = self.load_cpu_busy_s = 0.0
@@ -81,7 +82,7 @@ class _Window:
 
     def _read(self) -> tuple[float, list[float], int, CpuReading]:
         busy_s = [busy_seconds(cpu) for cpu in self._cpus]
-        return time.monotonic(), busy_s, read_written_bytes(self._pid), read_cpu(self._pid)
+        return time.monotonic(), busy_s, read_written_bytes(self._pid), read_cpu(self._pid, reaped=self._reaped)
 
     def open(self) -> None:
         self._before = self._read()
@@ -100,7 +101,7 @@ class _Window:
 def measure(row: Row, settings: Settings, round_number: int) -> Measurement:
     """Start the row's server, load it, stop it. Raises ServerError and LoadError; never a doubtful figure."""
     with serving(row, settings.server_cpu) as server:
-        window = _Window(server.pid, settings)
+        window = _Window(server.pid, settings, reaped=row.reaps)
         try:
             load = _load(row, settings, server.port, window)
         except LoadError as error:
@@ -142,6 +143,15 @@ def _foreign_load(window: _Window, load: LoadResult) -> float | None:
 
 
 def _load(row: Row, settings: Settings, port: int, window: _Window) -> LoadResult:
+    if row.load is not None:
+        return row.load(
+            port,
+            connections=settings.connections,
+            seconds=settings.seconds,
+            cpu=settings.load_cpu,
+            at_start=window.open,
+            at_end=window.close,
+        )
     if settings.wrk:
         return run_wrk(
             settings.wrk,

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.build import BUILD
-from bench.load import Request
+from bench.load import LoadResult, Request
 
 APPS = Path(__file__).resolve().parent / "apps"
-STELLANE_BACKENDS = ("asyncio", "epoll", "libuv")
+STELLANE_BACKENDS = ("asyncio", "epoll", "io_uring", "libuv")
 JOURNAL_BACKEND = "libuv"
 JOURNAL_BODY_BYTES = 512
 
@@ -31,6 +31,10 @@ class Row:
     `says` are regular expressions its output must match and `maps` parts of the names of shared
     libraries it must have loaded: facts that keep a silent fallback out of the table.
     `written_bytes_min` and `written_bytes_max` bound what one request makes it write.
+    `polls` is the kernel's poller it must hold, "epoll" or "io_uring", and `polls_not` one it must not.
+    `ask(port)` gets one answer and checks it, `load(port, connections=, seconds=, cpu=, at_start=,
+    at_end=)` measures one window; without them `request` is sent over HTTP. `reaps`: the time of
+    children that the server starts and waits for belongs to it.
     """
 
     name: str
@@ -43,6 +47,11 @@ class Row:
     request: Request = field(default_factory=Request)
     written_bytes_min: int = 0
     written_bytes_max: int | None = None
+    polls: str = ""
+    polls_not: str = ""
+    ask: Callable[[int], str] | None = None
+    load: Callable[..., LoadResult] | None = None
+    reaps: bool = False
 
 
 def _program(name: str) -> str:

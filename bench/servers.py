@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cpu import assert_pinned, mapped_files, owns_listener, running_on
+from bench.cpu import assert_pinned, kernel_pollers, mapped_files, owns_listener, running_on
 from bench.load import Request
 from bench.rows import Row
 
@@ -24,8 +24,16 @@ STOP_TIMEOUT_S = 5.0
 SETTINGS_OF_SERVERS = ("STELLANE_", "UVICORN_", "GRANIAN_", "WEB_CONCURRENCY", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
 
 
+NOT_RUN_STATUS = 77
+"""A server that cannot do what its row asks ends with this before it answers, and says why (as in automake)."""
+
+
 class ServerError(Exception):
     """A server did not start, answered wrongly, or is not what its row says it is."""
+
+
+class NotRunError(ServerError):
+    """The row cannot be run here: something is not installed, or the server cannot do it. Says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ def check_installed(row: Row) -> None:
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            raise ServerError(
+            raise NotRunError(
                 f"row {row.name} needs {name}, which is not installed: "
                 f"pip install -r bench/requirements.txt, or choose other rows with --only"
             ) from None
@@ -77,14 +85,17 @@ def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
                 start_new_session=True,
             )
         try:
-            head = _wait_ready(process, port, row.request)
+            head = _wait_ready(process, port, row)
             if not owns_listener(process.pid, port):
                 raise ServerError(f"port {port} was answered by another program")
             assert_pinned(process.pid, cpu)
             _check_facts(row, process.pid, log.read_text(errors="replace"))
+            _check_poller(row, process.pid)
             yield RunningServer(process.pid, port, head)
             if process.poll() is not None:
                 raise ServerError(f"it ended by itself with status {process.returncode}")
+        except NotRunError:
+            raise NotRunError(log.read_text(errors="replace").strip().rpartition("\n")[2]) from None
         except (ServerError, RuntimeError, ProcessLookupError) as error:
             shown = log.read_text(errors="replace")[-2000:].strip() or "(nothing)"
             raise ServerError(f"{row.name}: {error}\nThe server's output:\n{shown}") from error
@@ -92,13 +103,15 @@ def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
             _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, request: Request) -> str:
+def _wait_ready(process: subprocess.Popen[bytes], port: int, row: Row) -> str:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
+        if process.poll() == NOT_RUN_STATUS:
+            raise NotRunError
         if process.poll() is not None:
             raise ServerError(f"it ended with status {process.returncode} before it answered")
         with contextlib.suppress(ConnectionRefusedError):
-            return ask_once(port, request)
+            return row.ask(port) if row.ask is not None else ask_once(port, row.request)
         time.sleep(0.02)
     raise ServerError(f"it did not accept a connection within {READY_TIMEOUT_S} s")
 
@@ -135,6 +148,14 @@ def _check_facts(row: Row, pid: int, output: str) -> None:
     for part in row.maps:
         if not any(part in library for library in libraries):
             raise ServerError(f"it has loaded no library whose path contains {part!r}, so it is not what the row says")
+
+
+def _check_poller(row: Row, pid: int) -> None:
+    if not row.polls:
+        return
+    held = kernel_pollers(pid)
+    if row.polls not in held or row.polls_not in held:
+        raise ServerError(f"it holds the pollers {sorted(held)}, so it is not what the row says: {row.polls}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

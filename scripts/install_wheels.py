@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEELS = ROOT / ".tox" / "wheels"
-MADE = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__", "*.so", "tests")
+MADE = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__", "*.so", "_native.c", "tests")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 CHOICES = ("PROTOCOL_HTTP_NO_EXTENSIONS",)
 """Variables of the environment that change what is built."""

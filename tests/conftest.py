@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-BACKENDS = ("asyncio", "epoll", "libuv")
+BACKENDS = ("asyncio", "epoll", "io_uring", "libuv")
 APPS = Path(__file__).parent / "serving" / "apps"
 
 

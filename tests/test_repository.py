@@ -18,10 +18,13 @@ from stellane.plugins import FIRST_PARTY, GROUPS
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ROOT / "kernel"
+LOOP = ROOT / "loop"
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/pyproject.toml"))
-DISTRIBUTIONS = [ROOT, KERNEL, *PLUGINS, *EXAMPLES]
+DISTRIBUTIONS = [ROOT, KERNEL, LOOP, *PLUGINS, *EXAMPLES]
 README_CHARACTERS_MIN = 300
+WORDS = {"iouring": "io_uring"}
+"""The config's word of a plugin, where its folder is called otherwise."""
 
 each_plugin = pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: folder.name)
 each_distribution = pytest.mark.parametrize("folder", DISTRIBUTIONS, ids=lambda folder: folder.name)
@@ -63,13 +66,14 @@ def test_a_plugin_is_whole(folder: Path) -> None:
     package = f"stellane_{kind}_{name}"
     settings = project(folder)
     assert settings["name"] == f"stellane-{folder.name}"
-    assert settings["entry-points"] == {GROUPS[kind]: {name: package}}  # type: ignore[index]
+    word = WORDS.get(name, name)
+    assert settings["entry-points"] == {GROUPS[kind]: {word: package}}  # type: ignore[index]
     assert (folder / "src" / package / "__init__.py").is_file()
     assert (folder / "src" / package / "py.typed").is_file()
     assert [path.name for path in (folder / "src").iterdir() if path.suffix != ".egg-info"] == [package]
     assert len((folder / "README.md").read_text()) > README_CHARACTERS_MIN, "the README says nothing"
     assert list((folder / "tests").glob("test_*.py"))
-    assert FIRST_PARTY[kind, name] == settings["name"]
+    assert FIRST_PARTY[kind, word] == settings["name"]
 
 
 @each_plugin
@@ -91,6 +95,7 @@ def test_a_plugin_has_its_place_in_the_matrix(folder: Path) -> None:
     assert f"plugins/{folder.name}" in matrix["testenv"]["commands_pre"]
     assert f"plugins/{folder.name}/tests" in matrix["testenv"]["commands"]
     kind, _, name = folder.name.partition("-")
+    name = WORDS.get(name, name)
     if kind in ("backend", "journal"):
         star = matrix["tox"]["env_list"]
         assert re.search(rf"\b{name}\b", star), f"no environment of the star has the factor {name}"
@@ -116,7 +121,7 @@ def test_the_metapackage_pins_everything() -> None:
     """It names the kernel and every plugin, as a dependency or in an extra, at exactly this version."""
     settings = project(ROOT)
     pins = [*settings["dependencies"], *(pin for extra in settings["optional-dependencies"].values() for pin in extra)]
-    names = ["stellane-kernel", *(f"stellane-{folder.name}" for folder in PLUGINS)]
+    names = ["stellane-kernel", "stellane-loop", *(f"stellane-{folder.name}" for folder in PLUGINS)]
     assert sorted(pins) == sorted(f"{name}=={stellane.__version__}" for name in names)
 
 
@@ -127,8 +132,18 @@ def test_the_kernel_imports_no_plugin() -> None:
 
 @each_plugin
 def test_a_plugin_imports_no_other_plugin(folder: Path) -> None:
-    """Each one is useful alone. Its tests may not need another one either."""
-    assert imports_of_plugins(folder) <= {"stellane_" + folder.name.replace("-", "_")}
+    """Each one is useful alone. Its tests may not need another one either. The native loop is no plugin."""
+    assert imports_of_plugins(folder) <= {"stellane_" + folder.name.replace("-", "_"), "stellane_loop"}
+
+
+def test_the_loop_imports_nothing_of_ours() -> None:
+    """It is useful alone, under any asyncio program."""
+    assert imports_of_plugins(LOOP / "src") <= {"stellane_loop"}
+    assert not {name for path in (LOOP / "src").rglob("*.py") for name in imported(path) if is_kernel(name)}
+
+
+def is_kernel(module: str) -> bool:
+    return module == "stellane" or module.startswith("stellane.")
 
 
 def hook_names() -> list[str]:

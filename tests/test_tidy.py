@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("kernel", "plugins", "examples", "tests", "bench", "scripts", "docs", ".ci")
+FOLDERS = ("kernel", "loop", "plugins", "examples", "tests", "bench", "scripts", "docs", ".ci")
 TEXTS = {".py", ".md", ".toml", ".ini", ".txt", ".c", ".h", ".yaml", ".yml", ""}
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70

@@ -9,25 +9,17 @@
  * usage: epoll_server PORT        (127.0.0.1; 0 picks a free port; the port is printed)
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
+#define SERVER_NAME "epoll"
+#include "http_answer.h"
+#include "listen.h"
 #include <errno.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
-    HEAD_BYTES_MAX = 8192,  /* one request head; longer: 431 */
-    OUT_BYTES = 32768,      /* answers waiting for the socket; full: stop reading requests */
-    ANSWER_BYTES_MAX = 512, /* the longest single answer below */
     EVENTS_MAX = 256,
 };
 
@@ -42,84 +34,6 @@ struct connection {
     char out[OUT_BYTES];
 };
 
-static char date[64];
-static time_t date_second;
-static char hello[ANSWER_BYTES_MAX];
-static size_t hello_len;
-
-static size_t format_answer(char *to, const char *status, const char *body, const char *extra) {
-    return (size_t)snprintf(to, ANSWER_BYTES_MAX,
-                            "HTTP/1.1 %s\r\ncontent-type: text/plain\r\ncontent-length: %zu\r\n"
-                            "date: %s\r\nserver: epoll\r\n%s\r\n%s",
-                            status, strlen(body), date, extra, body);
-}
-
-static void refresh_date(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    if (now.tv_sec == date_second) return;
-    date_second = now.tv_sec;
-    struct tm parts;
-    gmtime_r(&date_second, &parts);
-    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &parts); /* RFC 9110 section 5.6.7 */
-    hello_len = format_answer(hello, "200 OK", "hello, world", "");
-}
-
-/* Whether `name` (with its colon) begins the line at `line`. */
-static bool field_is(const char *line, const char *end, const char *name, size_t name_len) {
-    return (size_t)(end - line) >= name_len && strncasecmp(line, name, name_len) == 0;
-}
-
-static bool value_has_close(const char *value, const char *end) {
-    for (; end - value >= 5; value++)
-        if (strncasecmp(value, "close", 5) == 0) return true;
-    return false;
-}
-
-/* Answer the request head in [head, end), which ends with an empty line; returns bytes written. */
-static size_t answer(struct connection *c, const char *head, const char *end, char *to) {
-    static const char version[] = " HTTP/1.1";
-    const char *line_end = memchr(head, '\r', (size_t)(end - head));
-    size_t line_len = (size_t)(line_end - head);
-    if (line_len < sizeof version + 1 || memcmp(line_end - (sizeof version - 1), version, sizeof version - 1) != 0) {
-        c->closing = true;
-        return format_answer(to, "400 Bad Request", "bad request line\n", "connection: close\r\n");
-    }
-    bool has_host = false, has_body = false;
-    for (const char *line = line_end + 2; line < end - 2;) {
-        const char *next = memchr(line, '\n', (size_t)(end - line));
-        switch (line[0] | 0x20) { /* one test skips most fields */
-        case 'h':
-            has_host |= field_is(line, next, "host:", 5);
-            break;
-        case 'c':
-            if (field_is(line, next, "connection:", 11)) c->closing |= value_has_close(line + 11, next);
-            has_body |= field_is(line, next, "content-length:", 15) && !field_is(line, next, "content-length: 0\r", 18);
-            break;
-        case 't':
-            has_body |= field_is(line, next, "transfer-encoding:", 18);
-            break;
-        default:
-            break;
-        }
-        line = next + 1;
-    }
-    if (!has_host || has_body) { /* a body would be read as the next request, so end here */
-        c->closing = true;
-        return has_host ? format_answer(to, "501 Not Implemented", "no request bodies here\n", "connection: close\r\n")
-                        : format_answer(to, "400 Bad Request", "no Host field\n", "connection: close\r\n");
-    }
-    if (memcmp(head, "GET ", 4) != 0) {
-        c->closing = true;
-        return format_answer(to, "405 Method Not Allowed", "GET only\n", "allow: GET\r\nconnection: close\r\n");
-    }
-    if (line_len != sizeof "GET / HTTP/1.1" - 1 || head[4] != '/')
-        return format_answer(to, "404 Not Found", "not found\n", c->closing ? "connection: close\r\n" : "");
-    if (c->closing) return format_answer(to, "200 OK", "hello, world", "connection: close\r\n");
-    memcpy(to, hello, hello_len);
-    return hello_len;
-}
-
 /* Answer every complete request in `in`, as far as `out` has room. */
 static void answer_all(struct connection *c) {
     size_t from = 0;
@@ -133,7 +47,7 @@ static void answer_all(struct connection *c) {
             }
             break;
         }
-        c->out_len += answer(c, c->in + from, end + 4, c->out + c->out_start + c->out_len);
+        c->out_len += answer(c->in + from, end + 4, c->out + c->out_start + c->out_len, &c->closing);
         from = (size_t)(end + 4 - c->in);
     }
     if (from == 0) return;
@@ -203,32 +117,10 @@ static void watch(int epoll_fd, struct connection *c) {
     c->waiting_writable = want_writable;
 }
 
-static int listen_on(unsigned short port) {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    int one = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof address;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, len) < 0 || listen(fd, 2048) < 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &len) < 0) {
-        perror("epoll_server: listen on 127.0.0.1");
-        exit(1);
-    }
-    printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
-    fflush(stdout);
-    return fd;
-}
-
 int main(int argc, char **argv) {
-    char *rest = "";
-    long port = argc == 2 ? strtol(argv[1], &rest, 10) : -1;
-    if (port < 0 || port > 65535 || *rest != '\0') {
-        fprintf(stderr, "usage: epoll_server PORT   (0 to 65535; 0 picks a free port)\n");
-        return 2;
-    }
+    unsigned short port = port_argument(argc, argv, 2);
     signal(SIGPIPE, SIG_IGN);
-    int listener = listen_on((unsigned short)port);
+    int listener = listen_on(port, SOCK_NONBLOCK);
     int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}; /* NULL marks the listener */
     if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) < 0) {

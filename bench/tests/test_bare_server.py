@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -16,13 +17,25 @@ from bench.cpu import read_cpu
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
+@pytest.fixture(scope="module", params=["epoll", "uring"])
+def poller(request: pytest.FixtureRequest) -> str:
+    """What the server waits with, which is also how it names itself."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def bare_server(build: Path) -> Iterator[tuple[int, int]]:
+def bare_server(build: Path, poller: str) -> Iterator[tuple[int, int]]:
     """Process id and port of a running bare C server."""
-    with subprocess.Popen([build / "epoll_server", "0"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [build / f"{poller}_server", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", process.stdout.readline())
         assert found is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+            pytest.skip(f"{poller} is not usable here: {process.stderr.read().strip()}")
         yield process.pid, int(found[1])
         assert process.poll() is None, "the server ended during the tests"
         process.kill()
@@ -48,7 +61,7 @@ def converse(port: int, *parts: bytes, until_eof: bool = False, answers: int = 1
         return received
 
 
-def test_bare_server_answers_with_the_headers_the_others_send(bare_port: int) -> None:
+def test_bare_server_answers_with_the_headers_the_others_send(bare_port: int, poller: str) -> None:
     """RFC 9112: status line, fields, an empty line, and as many bytes as Content-Length says."""
     head, _, body = converse(bare_port, GET).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -57,7 +70,7 @@ def test_bare_server_answers_with_the_headers_the_others_send(bare_port: int) ->
     assert body == b"hello, world"
     assert fields["content-type"] == "text/plain"
     assert fields["content-length"] == "12"
-    assert fields["server"] == "epoll"
+    assert fields["server"] == poller
     assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", fields["date"])
 
 

@@ -96,11 +96,11 @@ class TestCheck:
         assert done.stderr == "Error: stellane.config.toml:2: server.port = -1: must be an integer from 0 to 65535.\n"
 
     def test_plugins_that_are_selected_are_tried(self) -> None:
-        Path("stellane.config.toml").write_text("[runtime]\nbackend = 'io_uring'\n")
+        Path("stellane.config.toml").write_text("[runtime]\nbackend = 'custom'\n")
         done = stellane("config", "check")
         assert done.exit_code == 2
-        where = 'Error: runtime.backend = "io_uring" (stellane.config.toml:2): '
-        assert done.stderr.startswith(where + "backend 'io_uring' is not built yet. Installed: ")
+        where = 'Error: runtime.backend = "custom" (stellane.config.toml:2): '
+        assert done.stderr.startswith(where + "backend 'custom' is not built yet. Installed: ")
 
     def test_good_configuration_tells_its_choices(self, tmp_path: Path) -> None:
         usable = "stellane_api_level = 1\n"

@@ -71,7 +71,7 @@ class TestSpecificationExamples:
         assert (runtime.max_tasks_per_loop, runtime.enable_cpu_affinity) == (1000, True)
 
     def test_second_has_exactly_two_keys_that_are_not_built_yet(self) -> None:
-        """Backend io_uring is known as a word; the factory refuses it when it is selected."""
+        """The backend is a plugin's name, which the factory looks for when it is selected."""
         assert refused(DEPENDENCIES_EXAMPLE) == (
             "2 problems in the configuration:\n"
             "  s.toml:15: performance.numa_aware = true: not built yet; the only value accepted is false.\n"
@@ -264,7 +264,8 @@ class TestWrongValues:
             ("http", 'server_header = "a\\n"', "must be a header field value"),
             ("http", "root_path = 'api'", 'must be "" or a path that begins with "/" and does not end with it.'),
             ("http", "root_path = '/api/'", 'must be "" or a path that begins with "/" and does not end with it.'),
-            ("performance", "adaptive_polling = true", "not built yet; the only value accepted is false."),
+            ("performance", "poll_spin_us_max = 0", "must be an integer from 1 to 10000."),
+            ("performance", "batch_wait_us_max = 10001", "must be an integer from 0 to 10000."),
         ],
     )
     def test_other_sections(self, section: str, line: str, said: str) -> None:

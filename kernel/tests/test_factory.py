@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from stellane.abc import Backend, BackendStatistics, Probe
+from stellane.abc import Backend, BackendStatistics, Capability, Probe
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.builtin.replay_policy import ReplayPolicy
-from stellane.config import Config, Origin, RecoveryConfig, RuntimeConfig, Source
+from stellane.config import Config, Origin, PerformanceConfig, RecoveryConfig, RuntimeConfig, Source
 from stellane.errors import (
     ConfigError,
     JournalUnsupported,
@@ -180,19 +180,19 @@ class TestAuto:
     def test_first_of_the_ranks_wins(self) -> None:
         libuv, epoll = PlainBackend(), PlainBackend()
         factory = self.make(epoll=Plugin(epoll), libuv=Plugin(libuv))
-        assert factory.create_backend() is libuv
+        assert factory.create_backend() is epoll
         assert (factory.choices[0].name, factory.choices[0].why) == (
-            "libuv",
-            'runtime.backend = "auto" (default): the first usable of libuv, epoll, asyncio',
+            "epoll",
+            'runtime.backend = "auto" (default): the first usable of epoll, libuv, asyncio',
         )
 
     def test_broken_one_is_skipped_with_its_reason(self) -> None:
-        epoll = PlainBackend()
-        factory = self.make(libuv=Plugin(probe=Probe(usable=False, reason="no loop")), epoll=Plugin(epoll))
-        assert factory.create_backend() is epoll
+        libuv = PlainBackend()
+        factory = self.make(epoll=Plugin(probe=Probe(usable=False, reason="no loop")), libuv=Plugin(libuv))
+        assert factory.create_backend() is libuv
         assert factory.choices[0].why == (
-            'runtime.backend = "auto" (default): the first usable of libuv, epoll, asyncio; '
-            "libuv was skipped: backend 'libuv' (passed as an object, Plugin) cannot run on this machine: no loop"
+            'runtime.backend = "auto" (default): the first usable of epoll, libuv, asyncio; '
+            "epoll was skipped: backend 'epoll' (passed as an object, Plugin) cannot run on this machine: no loop"
         )
 
     def test_none_usable_tells_every_reason(self) -> None:
@@ -204,8 +204,8 @@ class TestAuto:
         assert all(f"no {name}" in str(caught.value) for name in broken)
 
     def test_bad_options_of_a_candidate_are_not_skipped(self) -> None:
-        config = Config(backend={"libuv": {"colour": 1}})
-        factory = RuntimeFactory(config, plugins={("backend", "libuv"): Plugin(PlainBackend())})
+        config = Config(backend={"epoll": {"colour": 1}})
+        factory = RuntimeFactory(config, plugins={("backend", "epoll"): Plugin(PlainBackend())})
         with pytest.raises(ConfigError, match="takes no options"):
             factory.create_backend()
 
@@ -219,11 +219,36 @@ def test_a_named_backend_never_falls_back() -> None:
         RuntimeFactory(runtime(backend="mine"), plugins=plugins).create_backend()
 
 
-def test_specifications_backend_io_uring_is_refused_when_it_is_selected() -> None:
+def test_specifications_backend_custom_is_refused_when_it_is_selected() -> None:
     with pytest.raises(
-        PluginNotFound, match=r"^runtime.backend = \"io_uring\" .*: backend 'io_uring' is not built yet\. Installed: "
+        PluginNotFound, match=r"^runtime.backend = \"custom\" .*: backend 'custom' is not built yet\. Installed: "
     ):
-        RuntimeFactory(runtime(backend="io_uring")).create_backend()
+        RuntimeFactory(runtime(backend="custom")).create_backend()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown", "capability"),
+    [
+        ("adaptive_polling", True, "true", Capability.ADAPTIVE_POLLING),
+        ("batch_wait_us_max", 50, "50", Capability.BATCHING),
+    ],
+)
+def test_a_setting_that_the_backend_would_ignore_is_refused(
+    key: str, value: Any, shown: str, capability: Capability
+) -> None:
+    config = Config(runtime=RuntimeConfig(backend="mine"), performance=PerformanceConfig(**{key: value}))
+    backend = PlainBackend()
+    factory = RuntimeFactory(
+        config, {f"performance.{key}": Origin(Source.FILE, "s.toml:7")}, {("backend", "mine"): Plugin(backend)}
+    )
+    with pytest.raises(ConfigError) as caught:
+        factory.create_backend()
+    assert str(caught.value) == (
+        f"s.toml:7: performance.{key} = {shown}: backend 'mine' does not have the capability {capability}. "
+        "Leave the key out, or choose a backend that has it."
+    )
+    backend.capabilities = frozenset({capability})
+    assert factory.create_backend() is backend
 
 
 def test_configured_is_heard_once_by_each_plugin_before_it_makes_anything() -> None:
@@ -274,7 +299,8 @@ def test_hooks_are_traced_when_the_environment_asks(capsys: pytest.CaptureFixtur
         environ = {"STELLANE_TRACE_HOOKS": value}
         RuntimeFactory(runtime(backend="mine"), plugins=plugins, environ=environ).create_backend()
         lines = capsys.readouterr().err.splitlines()
-        assert ("hook stellane_create_backend(options=None) -> backend:mine" in lines) is (value == "1")
+        traced = [line for line in lines if line.startswith("hook stellane_create_backend(options=None, config=")]
+        assert [line.endswith("-> backend:mine") for line in traced[:1]] == [True] * (value == "1")
 
 
 class Sized(msgspec.Struct):

@@ -127,7 +127,7 @@ def test_targets_that_cannot_be_served(target: str, pattern: str, how: list[str]
         ("[runtime]\nbakend = 'epoll'\n", "bakend"),
         ("[runtime]\nworker_threads = 'four'\n", "worker_threads"),
         ("[performance]\nnuma_aware = true\n", "not built yet"),
-        ("[runtime]\nbackend = 'io_uring'\n", "not built yet"),
+        ("[runtime]\nbackend = 'custom'\n", "not built yet"),
         ("[recovery]\ndurability = 'power'\n", "not built yet"),
         ("[runtime\n", "stellane.config.toml"),
     ],

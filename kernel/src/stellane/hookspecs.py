@@ -41,11 +41,11 @@ def stellane_probe(options: Any) -> Probe:  # type: ignore[empty-body]
 
 
 @hookspec
-def stellane_create_backend(options: Any) -> Backend:  # type: ignore[empty-body]
+def stellane_create_backend(options: Any, config: Config) -> Backend:  # type: ignore[empty-body]
     """Make this worker's event loop.
 
     When: in each worker process, before anything runs.
-    Where: kind `backend`. Returns a `stellane.abc.Backend` that is not running yet.
+    Where: kind `backend`. `config.performance` is for it. Returns a `stellane.abc.Backend` that is not running yet.
     """
 
 

@@ -68,6 +68,7 @@ hook, or a new argument of a hook, does not raise it: pluggy lets a plugin take 
 
 FIRST_PARTY: dict[tuple[str, str], str] = {
     ("backend", "epoll"): "stellane-backend-epoll",
+    ("backend", "io_uring"): "stellane-backend-iouring",
     ("backend", "libuv"): "stellane-backend-libuv",
     ("journal", "file"): "stellane-journal-file",
     ("journal", "rocksdb"): "stellane-journal-rocksdb",
@@ -79,7 +80,7 @@ FIRST_PARTY: dict[tuple[str, str], str] = {
 """The distribution to install for the names the project itself provides."""
 
 NOT_BUILT: dict[Kind, tuple[str, ...]] = {
-    "backend": ("io_uring", "custom", "stellane"),
+    "backend": ("custom", "stellane"),
     "scheduler": ("priority", "affinity", "stealing"),
     "journal": ("mmap", "leveldb", "sqlite"),
 }

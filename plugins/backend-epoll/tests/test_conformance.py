@@ -7,7 +7,7 @@ from stellane_backend_epoll import EpollBackend
 
 
 class TestEpollBackend(BackendConformance):
-    """The selector loop over epoll."""
+    """The native loop over epoll."""
 
     def make_backend(self) -> EpollBackend:
         return EpollBackend()

@@ -25,6 +25,10 @@ class Capability(enum.StrEnum):
     SUBPROCESS = "subprocess"
     UDP = "udp"
     OWN_READY_QUEUE = "own-ready-queue"
+    ADAPTIVE_POLLING = "adaptive-polling"
+    """It takes performance.adaptive_polling."""
+    BATCHING = "batching"
+    """It takes performance.batch_wait_us_max."""
 
 
 @dataclass(frozen=True, slots=True)

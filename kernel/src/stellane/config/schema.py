@@ -114,7 +114,14 @@ class PerformanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The same as runtime.enable_cpu_affinity; either one turns it on."""
     numa_aware: Annotated[bool, not_built(False)] = False
     zero_copy_io: Annotated[bool, not_built(False)] = False
-    adaptive_polling: Annotated[bool, not_built(False)] = False
+    adaptive_polling: bool = False
+    """Look for events before sleeping while they come faster than a wake-up costs and a CPU would
+    idle otherwise. For backends with the capability adaptive-polling; others refuse it."""
+    poll_spin_us_max: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    """The longest such look, microseconds."""
+    batch_wait_us_max: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """Under load, wait up to this long for several completions at once, microseconds; 0 means do
+    not. For backends with the capability batching; others refuse it."""
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,13 +1,13 @@
-"""Backend `epoll`: an asyncio loop over Linux epoll (epoll(7))."""
+"""Backend `epoll`: stellane-loop's native event loop over Linux epoll (epoll(7))."""
 
 from __future__ import annotations
 
 import asyncio
-import select
-import selectors
 from typing import Any
 
+import stellane_loop
 from stellane.backend import Backend, Capability, LoopBackend, Probe, hookimpl
+from stellane.config import Config, PerformanceConfig
 
 stellane_api_level = 1
 
@@ -15,31 +15,43 @@ __all__ = ["EpollBackend"]
 
 
 class EpollBackend(LoopBackend):
-    """The standard selector loop, always over epoll."""
+    """One native loop with an epoll descriptor of its own."""
 
     capabilities = frozenset(
-        {Capability.TCP, Capability.UNIX, Capability.SIGNALS, Capability.SUBPROCESS, Capability.UDP}
+        {
+            *(Capability.TCP, Capability.UNIX, Capability.SIGNALS, Capability.SUBPROCESS, Capability.UDP),
+            *(Capability.ADAPTIVE_POLLING,),
+        }
     )
 
+    def __init__(self, performance: PerformanceConfig | None = None) -> None:
+        super().__init__()
+        self._performance = performance or PerformanceConfig()
+
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        """A loop with an epoll descriptor of its own."""
-        return asyncio.SelectorEventLoop(selectors.EpollSelector())
+        """A loop of its own, whatever the event loop policy says."""
+        loop = stellane_loop.new_epoll_event_loop()
+        if self._performance.adaptive_polling:
+            loop.set_adaptive_polling(self._performance.poll_spin_us_max)
+        return loop
 
 
 @hookimpl
 def stellane_probe(options: Any) -> Probe:  # noqa: ARG001 - it has no options
-    """Open an epoll descriptor and poll it once."""
-    if not hasattr(select, "epoll"):
-        return Probe(usable=False, reason="this system has no epoll", remedy='backend = "asyncio"')
+    """Run one turn of a loop."""
     try:
-        with select.epoll() as epoll:
-            epoll.poll(0)
+        loop = stellane_loop.new_epoll_event_loop()
+        try:
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        finally:
+            loop.close()
     except OSError as error:
-        return Probe(usable=False, reason=f"epoll_create1: {error.strerror}", remedy="raise `ulimit -n`")
-    return Probe(usable=True)
+        return Probe(usable=False, reason=f"epoll cannot be set up: {error.strerror}", remedy="raise `ulimit -n`")
+    return Probe(usable=True, facts={"stellane-loop": stellane_loop.__version__})
 
 
 @hookimpl
-def stellane_create_backend(options: Any) -> Backend:  # noqa: ARG001
+def stellane_create_backend(options: Any, config: Config) -> Backend:  # noqa: ARG001
     """The backend of one worker."""
-    return EpollBackend()
+    return EpollBackend(config.performance)

@@ -1,0 +1,1 @@
+"""Event loops under the same programs: `python -m bench.loops`. See README.md."""

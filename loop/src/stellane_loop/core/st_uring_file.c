@@ -1,0 +1,346 @@
+/* Files without a thread pool.
+ *
+ * They have a ring of their own, which any thread may enter. Reads and writes keep pointers into memory of their owners until
+ * the kernel is done, however long that takes; the network's ring can be dropped when the loop moves to
+ * another thread, this one must not be. Its completions signal the poller's eventfd, which ends the wait.
+ *
+ * A write with sync is a WRITEV linked to an FSYNC in one submission. It is acknowledged only when the write was whole and
+ * the sync after its last byte returned 0. A short write breaks the link; its rest is written and synced anew.
+ * Offsets are explicit, so that repeating a write changes nothing.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "st_uring.h"
+#include "st_uring_file.h"
+
+enum {
+    ENTRIES = 64,
+    COMPLETIONS = 256,
+    PARTS_MAX = 1024,    /* the kernel's UIO_MAXIOV */
+    ATTEMPTS_MAX = 16,   /* of one operation that makes no progress (EINTR, EAGAIN) */
+    FREE_WAIT_S_MAX = 60, /* for a device that does not answer, when the poller ends */
+};
+
+typedef enum file_kind { FILE_READ, FILE_WRITE, FILE_SYNC } file_kind;
+
+typedef struct file_operation {
+    struct file_operation *next;
+    void *owner;
+    file_kind kind;
+    int fd;
+    int64_t offset;
+    bool sync;      /* a write: sync after it */
+    bool data_only; /* a sync: fdatasync */
+    int part_first, part_count;
+    size_t rest, done;
+    int attempts;
+    int awaited; /* completions */
+    int32_t result, sync_result;
+    uint64_t name, sync_name;
+    struct iovec parts[];
+} file_operation;
+
+struct st_uring_files {
+    st_ring ring;
+    st_ops ops;
+    file_operation *first, *last; /* to be submitted */
+    unsigned queued, in_flight;   /* operations; in flight: the kernel has them */
+    bool orphaned;                /* in a forked child: they are the parent's */
+};
+
+#ifdef ST_TESTING
+int32_t (*st_uring_file_fault)(int operation, int32_t result);
+#endif
+
+static int open_files(st_uring *poller) {
+    if (poller->files != NULL)
+        return 0;
+    st_uring_files *files = calloc(1, sizeof *files);
+    if (files == NULL)
+        return -ENOMEM;
+    int error = st_ring_open(&files->ring, ST_RING_ANY_THREAD, ENTRIES, COMPLETIONS);
+    if (error == 0) {
+        error = st_ring_notify(&files->ring, poller->wake_fd);
+        if (error == 0)
+            error = st_ring_enable(&files->ring);
+        if (error < 0)
+            st_ring_close(&files->ring);
+    }
+    if (error < 0) {
+        free(files);
+        return error;
+    }
+    poller->files = files;
+    return 0;
+}
+
+static void queue(st_uring_files *files, file_operation *operation) {
+    operation->next = NULL;
+    if (files->last != NULL)
+        files->last->next = operation;
+    else
+        files->first = operation;
+    files->last = operation;
+    files->queued++;
+}
+
+static int start(st_poller *base, file_kind kind, int fd, const struct iovec *parts, int count, int64_t offset,
+                 void *owner, file_operation **result) {
+    st_uring *poller = (st_uring *)base;
+    if (poller->forked)
+        return -EBADF;
+    if (count < 0 || count > PARTS_MAX || offset < 0)
+        return -EINVAL;
+    int error = open_files(poller);
+    if (error < 0)
+        return error;
+    file_operation *operation = calloc(1, sizeof *operation + (size_t)count * sizeof *parts);
+    if (operation == NULL)
+        return -ENOMEM;
+    operation->owner = owner;
+    operation->kind = kind;
+    operation->fd = fd;
+    operation->offset = offset;
+    operation->part_count = count;
+    if (count > 0)
+        memcpy(operation->parts, parts, (size_t)count * sizeof *parts);
+    for (int i = 0; i < count; i++)
+        operation->rest += parts[i].iov_len;
+    queue(poller->files, operation);
+    *result = operation;
+    return 0;
+}
+
+int st_uring_file_read(st_poller *base, int fd, const struct iovec *parts, int count, int64_t offset, void *owner) {
+    file_operation *operation;
+    return start(base, FILE_READ, fd, parts, count, offset, owner, &operation);
+}
+
+int st_uring_file_write(st_poller *base, int fd, const struct iovec *parts, int count, int64_t offset, int flags,
+                        void *owner) {
+    file_operation *operation;
+    int error = start(base, FILE_WRITE, fd, parts, count, offset, owner, &operation);
+    if (error == 0)
+        operation->sync = operation->data_only = (flags & ST_FILE_SYNC) != 0;
+    return error;
+}
+
+int st_uring_file_sync(st_poller *base, int fd, int data_only, void *owner) {
+    file_operation *operation;
+    int error = start(base, FILE_SYNC, fd, NULL, 0, 0, owner, &operation);
+    if (error == 0)
+        operation->data_only = data_only != 0;
+    return error;
+}
+
+static st_uring_sqe *prepare(st_uring_files *files, file_operation *operation, st_op_kind kind, uint64_t *name) {
+    *name = st_ops_take(&files->ops, kind, operation);
+    st_uring_sqe *sqe = st_ring_sqe(&files->ring);
+    sqe->fd = operation->fd;
+    sqe->user_data = *name;
+    operation->awaited++;
+    return sqe;
+}
+
+/* Both entries of a chain, or none: a link ends where a submission ends. */
+static bool submit(st_uring_files *files, file_operation *operation) {
+    bool transfer = operation->kind != FILE_SYNC, sync = operation->kind == FILE_SYNC || operation->sync;
+    unsigned entries = (unsigned)transfer + (unsigned)sync;
+    if (st_ops_reserve(&files->ops, entries) != 0)
+        return false;
+    if (st_ring_room(&files->ring) < entries &&
+        (st_ring_submit(&files->ring) < 0 || st_ring_room(&files->ring) < entries))
+        return false;
+    operation->result = operation->sync_result = 0;
+    if (transfer) {
+        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE, &operation->name);
+        sqe->opcode = operation->kind == FILE_READ ? ST_OP_READV : ST_OP_WRITEV;
+        sqe->flags = sync ? ST_SQE_LINK : 0;
+        sqe->address = (uint64_t)(uintptr_t)&operation->parts[operation->part_first];
+        sqe->length = (uint32_t)(operation->part_count - operation->part_first);
+        sqe->offset = (uint64_t)operation->offset + operation->done;
+    }
+    if (sync) {
+        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE_SYNC, &operation->sync_name);
+        sqe->opcode = ST_OP_FSYNC;
+        sqe->op_flags = operation->data_only ? ST_FSYNC_DATASYNC : 0;
+    }
+    files->in_flight++;
+    return true;
+}
+
+static void submit_queued(st_uring_files *files) {
+    while (files->first != NULL && submit(files, files->first)) {
+        file_operation *operation = files->first;
+        files->first = operation->next;
+        if (files->first == NULL)
+            files->last = NULL;
+        files->queued--;
+    }
+    if (st_ring_queued(&files->ring) > 0)
+        st_ring_submit(&files->ring); /* refused for now: stays queued, and the next turn tries again */
+}
+
+static void advance(file_operation *operation, size_t n) {
+    operation->rest -= n;
+    operation->done += n;
+    while (operation->part_first < operation->part_count) {
+        struct iovec *part = &operation->parts[operation->part_first];
+        if (n < part->iov_len) {
+            part->iov_base = (char *)part->iov_base + n;
+            part->iov_len -= n;
+            return;
+        }
+        n -= part->iov_len;
+        operation->part_first++;
+    }
+}
+
+static bool passing(int32_t result) { return result == -EINTR || result == -EAGAIN || result == -ECANCELED; }
+
+/* What a finished attempt means. True: over, with *result. False: there is more to do. */
+static bool judge(file_operation *operation, int64_t *result) {
+    int32_t n = operation->kind == FILE_SYNC ? operation->sync_result : operation->result;
+    *result = n;
+    if (passing(n))
+        return ++operation->attempts >= ATTEMPTS_MAX;
+    if (n < 0 || operation->kind != FILE_WRITE)
+        return true;
+    size_t rest = operation->rest;
+    if ((size_t)n < rest) {
+        /* Whatever the sync said, it was not after the last byte. */
+        *result = -EIO;
+        advance(operation, (size_t)n);
+        return n == 0;
+    }
+    *result = (int64_t)(operation->done + rest);
+    if (!operation->sync || operation->sync_result == 0)
+        return true;
+    *result = operation->sync_result;
+    /* Canceled or interrupted: the whole of it once more, bytes included. */
+    return !passing(operation->sync_result) || ++operation->attempts >= ATTEMPTS_MAX;
+}
+
+static void tell(st_uring *poller, file_operation *operation, int64_t result) {
+    void *owner = operation->owner;
+    free(operation);
+    poller->callbacks++;
+    poller->base.sink.file_done(owner, result);
+}
+
+static void completed(st_uring *poller, const st_uring_cqe *cqe) {
+    st_uring_files *files = poller->files;
+    st_op_slot *slot = st_ops_find(&files->ops, cqe->user_data);
+    if (slot == NULL)
+        return;
+    file_operation *operation = slot->object;
+    int32_t result = cqe->result;
+#ifdef ST_TESTING
+    if (st_uring_file_fault != NULL)
+        result = st_uring_file_fault(slot->kind == ST_KIND_FILE ? ST_OP_WRITEV : ST_OP_FSYNC, result);
+#endif
+    if (slot->kind == ST_KIND_FILE)
+        operation->result = result;
+    else
+        operation->sync_result = result;
+    st_ops_release(&files->ops, cqe->user_data);
+    if (--operation->awaited > 0)
+        return;
+    files->in_flight--;
+    int64_t total;
+    if (judge(operation, &total))
+        tell(poller, operation, total);
+    else
+        queue(files, operation);
+}
+
+static void reap(st_uring *poller) {
+    st_ring *ring = &poller->files->ring;
+    if (st_ring_overflowed(ring) || st_ring_work_waits(ring))
+        st_ring_fetch(ring);
+    for (unsigned ready = st_ring_ready(ring); ready > 0; ready--) {
+        st_uring_cqe cqe = *st_ring_cqe(ring, 0);
+        st_ring_consume(ring, 1);
+        poller->counted.events++;
+        completed(poller, &cqe);
+    }
+}
+
+void st_uring_files_turn(st_uring *poller) {
+    st_uring_files *files = poller->files;
+    if (files == NULL)
+        return;
+    if (files->in_flight > 0)
+        reap(poller);
+    if (files->queued > 0)
+        submit_queued(files);
+}
+
+bool st_uring_files_wait(st_uring *poller) {
+    st_uring_files *files = poller->files;
+    return files != NULL && (files->queued > 0 || (files->in_flight > 0 && st_ring_ready(&files->ring) > 0));
+}
+
+void st_uring_files_count(st_uring *poller, st_poller_statistics *counted) {
+    if (poller->files == NULL)
+        return;
+    counted->system_calls += poller->files->ring.system_calls;
+    counted->in_flight += poller->files->ops.in_flight;
+}
+
+void st_uring_files_after_fork(st_uring *poller) {
+    if (poller->files == NULL)
+        return;
+    st_ring_close_fd(&poller->files->ring);
+    poller->files->orphaned = true;
+}
+
+static void cancel_queued(st_uring *poller) {
+    st_uring_files *files = poller->files;
+    while (files->first != NULL) {
+        file_operation *operation = files->first;
+        files->first = operation->next;
+        tell(poller, operation, -ECANCELED);
+    }
+    files->last = NULL;
+    files->queued = 0;
+}
+
+void st_uring_files_free(st_uring *poller) {
+    st_uring_files *files = poller->files;
+    if (files == NULL)
+        return;
+    const st_sink *sink = &poller->base.sink;
+    cancel_queued(poller);
+    /* The kernel may still read from and write to the owners' memory, so there is nothing to do but wait. */
+    for (int waited_s = 0; !files->orphaned && files->in_flight > 0 && waited_s < FREE_WAIT_S_MAX;) {
+        sink->block_begin(sink->context);
+        st_ring_enter(&files->ring, 1, 1000000000, 0);
+        sink->block_end(sink->context);
+        if (st_ring_ready(&files->ring) == 0)
+            waited_s++;
+        reap(poller);
+        submit_queued(files); /* the rest of short writes */
+    }
+    if (files->orphaned) {
+        for (uint32_t i = 0; i < files->ops.capacity; i++)
+            if (files->ops.slots[i].kind != ST_KIND_FREE) {
+                file_operation *operation = files->ops.slots[i].object;
+                st_ops_release(&files->ops, ((uint64_t)files->ops.slots[i].generation << 32) | i);
+                if (--operation->awaited == 0)
+                    tell(poller, operation, -ECANCELED);
+            }
+    } else if (files->in_flight > 0) {
+        /* Memory that a hung device may still write to is not given back. */
+        poller->files = NULL;
+        return;
+    } else {
+        st_ring_close(&files->ring);
+    }
+    st_ops_free(&files->ops);
+    free(files);
+    poller->files = NULL;
+}

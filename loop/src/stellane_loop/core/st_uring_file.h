@@ -1,0 +1,11 @@
+/* Where tests reach into file operations: results as the kernel gave them, before they are judged. */
+#ifndef ST_URING_FILE_H
+#define ST_URING_FILE_H
+
+#include <stdint.h>
+
+#ifdef ST_TESTING
+extern int32_t (*st_uring_file_fault)(int operation, int32_t result); /* ST_OP_WRITEV (or READV), ST_OP_FSYNC */
+#endif
+
+#endif

@@ -1,0 +1,208 @@
+/* Sending on io_uring: one SEND or SENDMSG at a time, nonblocking, so that it is over when the enter that submitted
+ * it returns. What did not fit waits for poll. So the kernel never keeps a pointer into an owner's
+ * memory from one turn to the next, and how much has left is exact whatever happens to ring or thread.
+ *
+ * No zero-copy sends: they need two completions and pinned pages, pay from about 32 KiB on real network cards, and
+ * over loopback the kernel copies anyway. MSG_WAITALL makes no sense beside MSG_DONTWAIT.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "st_uring.h"
+
+enum { PARTS_PER_CALL_MAX = 1024 }; /* the kernel's UIO_MAXIOV */
+
+static st_uring *poller_of(st_uring_stream *stream) { return (st_uring *)stream->base.poller; }
+
+/* At once: returns bytes, 0 when nothing fits now, or -errno. */
+static ssize_t send_now(st_uring_stream *stream, const struct iovec *parts, int count) {
+    struct msghdr message = {.msg_iov = (struct iovec *)parts};
+    ssize_t n;
+    if (count > PARTS_PER_CALL_MAX)
+        count = PARTS_PER_CALL_MAX;
+    message.msg_iovlen = (size_t)count;
+    do {
+        poller_of(stream)->counted.system_calls++;
+        if (!stream->socket)
+            n = writev(stream->fd, parts, count);
+        else if (count == 1)
+            n = send(stream->fd, parts->iov_base, parts->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
+        else
+            n = sendmsg(stream->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+    poller_of(stream)->counted.sends++;
+    return n;
+}
+
+/* n bytes have left: the parts begin behind them. */
+static void advance(st_uring_stream *stream, size_t n) {
+    stream->send_rest -= n;
+    stream->send_unreported += n;
+    while (stream->part_first < stream->part_count) {
+        struct iovec *part = &stream->parts[stream->part_first];
+        if (n < part->iov_len) {
+            part->iov_base = (char *)part->iov_base + n;
+            part->iov_len -= n;
+            return;
+        }
+        n -= part->iov_len;
+        stream->part_first++;
+    }
+}
+
+static void over(st_uring_stream *stream) {
+    stream->sending = stream->blocked = false;
+    stream->send_rest = stream->send_unreported = 0;
+    if (stream->parts != stream->own_parts) {
+        free(stream->parts);
+        stream->parts = stream->own_parts;
+    }
+}
+
+static void shut(st_uring_stream *stream) {
+    if (!stream->shutdown_wanted || stream->sending || stream->unit.closing)
+        return;
+    poller_of(stream)->counted.system_calls++;
+    shutdown(stream->fd, SHUT_WR);
+}
+
+/* A send ended with n bytes, 0 when none fitted, or -errno: tells the owner, and goes on. */
+static void progress(st_uring_stream *stream, ssize_t n) {
+    st_uring *poller = poller_of(stream);
+    if (stream->unit.closing || !stream->sending)
+        return;
+    if (n > 0)
+        advance(stream, (size_t)n);
+    size_t rest = n < 0 ? 0 : stream->send_rest, left = stream->send_unreported;
+    stream->send_unreported = 0;
+    if (n < 0 || rest == 0)
+        over(stream);
+    else
+        st_unit_dirty(poller, &stream->unit);
+    if (n >= 0 && left == 0)
+        return;
+    poller->callbacks++;
+    poller->base.sink.stream_sent(stream->base.owner, n < 0 ? n : (ssize_t)left, rest);
+    shut(stream);
+}
+
+void st_uring_sent(st_uring_stream *stream, int32_t result) {
+    st_unit_operation_over(poller_of(stream), &stream->unit, &stream->send);
+    if (result > 0)
+        poller_of(stream)->counted.sends++;
+    if (result == -EINTR || result == -ECANCELED)
+        result = 0;
+    else if (result == -EAGAIN || (size_t)(result < 0 ? 0 : result) < stream->send_rest)
+        stream->blocked = true;
+    progress(stream, result == -EAGAIN ? 0 : result);
+}
+
+void st_uring_writable(st_uring_stream *stream, int32_t result) {
+    st_unit_operation_over(poller_of(stream), &stream->unit, &stream->write_poll);
+    if (result == -ECANCELED || stream->unit.closing || !stream->sending)
+        return;
+    stream->blocked = false;
+    if (result < 0) {
+        progress(stream, result);
+        return;
+    }
+    if (stream->socket)
+        return; /* dirty by now: the next flush sends */
+    ssize_t n = send_now(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
+    stream->blocked = n >= 0 && (size_t)n < stream->send_rest;
+    progress(stream, n);
+}
+
+bool st_uring_send_flush(st_uring_stream *stream) {
+    st_uring *poller = poller_of(stream);
+    if (stream->unit.closing) {
+        /* Its last completion frees the stream: a cancellation that is repeated does no harm. */
+        return stream->write_poll == ST_OP_NONE || st_uring_cancel(poller, stream->write_poll);
+    }
+    if (!stream->sending || stream->send != ST_OP_NONE || stream->write_poll != ST_OP_NONE)
+        return true;
+    if (stream->blocked || !stream->socket)
+        return st_uring_poll(poller, &stream->unit, ST_KIND_WRITE_POLL, stream, &stream->write_poll, stream->fd, POLLOUT);
+    st_uring_sqe *sqe = st_uring_prepare(poller, &stream->unit, ST_KIND_SEND, stream, &stream->send);
+    if (sqe == NULL)
+        return false;
+    struct iovec *parts = stream->parts + stream->part_first;
+    int count = stream->part_count - stream->part_first;
+    sqe->fd = stream->fd;
+    sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    if (count == 1) {
+        sqe->opcode = ST_OP_SEND;
+        sqe->address = (uint64_t)(uintptr_t)parts->iov_base;
+        sqe->length = parts->iov_len > INT32_MAX ? INT32_MAX : (uint32_t)parts->iov_len;
+    } else {
+        memset(&stream->message, 0, sizeof stream->message);
+        stream->message.msg_iov = parts;
+        stream->message.msg_iovlen = (size_t)(count > PARTS_PER_CALL_MAX ? PARTS_PER_CALL_MAX : count);
+        sqe->opcode = ST_OP_SENDMSG;
+        sqe->address = (uint64_t)(uintptr_t)&stream->message;
+        sqe->length = 1;
+    }
+    return true;
+}
+
+ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int count) {
+    st_uring_stream *stream = (st_uring_stream *)base;
+    st_uring *poller = poller_of(stream);
+    if (stream->unit.closing || poller->forked)
+        return -EBADF;
+    if (stream->sending)
+        return -EBUSY;
+    if (stream->shutdown_wanted)
+        return -EPIPE;
+    size_t total = 0;
+    for (int i = 0; i < count; i++)
+        total += parts[i].iov_len;
+    if (total == 0)
+        return -EINVAL;
+    struct iovec *kept = stream->own_parts;
+    if (count > (int)(sizeof stream->own_parts / sizeof stream->own_parts[0])) {
+        kept = malloc((size_t)count * sizeof *kept); /* before anything leaves: after that there is no refusing */
+        if (kept == NULL)
+            return -ENOMEM;
+    }
+    ssize_t n = 0;
+    /* Batching costs a completion and, with few clients, a turn of its own: then the plain call is faster. */
+    bool now = !stream->socket || poller->turn_events <= ST_INLINE_EVENTS_MAX;
+    if (now) {
+        n = send_now(stream, parts, count);
+        if (n < 0 || (size_t)n == total) {
+            if (kept != stream->own_parts)
+                free(kept);
+            return n;
+        }
+    }
+    stream->parts = kept;
+    memcpy(stream->parts, parts, (size_t)count * sizeof *parts);
+    stream->part_first = 0;
+    stream->part_count = count;
+    stream->send_rest = total;
+    stream->send_unreported = 0;
+    stream->sending = true;
+    stream->blocked = now;
+    advance(stream, (size_t)n);
+    st_unit_dirty(poller, &stream->unit);
+    return 0;
+}
+
+int st_uring_stream_shutdown(st_stream *base) {
+    st_uring_stream *stream = (st_uring_stream *)base;
+    if (stream->unit.closing)
+        return -EBADF;
+    if (stream->shutdown_wanted || !stream->socket)
+        return 0;
+    stream->shutdown_wanted = true;
+    if (stream->sending)
+        return 0;
+    poller_of(stream)->counted.system_calls++;
+    return shutdown(stream->fd, SHUT_WR) == 0 ? 0 : -errno;
+}

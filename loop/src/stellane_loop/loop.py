@@ -1,0 +1,269 @@
+"""The loop: the native core first, the standard library's Unix loop for everything that is not hot."""
+
+import os
+import selectors
+import signal
+import sys
+import threading
+import weakref
+from asyncio import base_events, constants, events, sslproto, unix_events
+from asyncio.log import logger
+
+from stellane_loop import _native, files
+
+_POLLERS = ("epoll", "io_uring")
+_live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
+
+
+class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
+    """An asyncio event loop of native code over `poller`: "epoll" or "io_uring".
+
+    It may be built in one thread and run in another. Raises OSError when the poller can not be
+    set up, and ValueError for another name.
+    """
+
+    def __init__(self, poller: str = "epoll", *, entries: int = 0, buffers: int = 0, buffer_bytes: int = 0) -> None:
+        if poller not in _POLLERS:
+            raise ValueError(f"poller is {poller!r}; it can be {' or '.join(_POLLERS)}")
+        self._open(poller, entries, buffers, buffer_bytes)
+        base_events.BaseEventLoop.__init__(self)
+        self._signal_handlers = {}
+        self._foreign_wakeup_fd = None
+        self._unix_server_sockets = {}
+        self._transports = weakref.WeakValueDictionary()
+        self._make_self_pipe()
+        self._background = 1
+        _live_loops.add(self)
+        if self._debug:
+            logger.debug("Using poller: %s", poller)
+
+    # The queues are native; the base class sets these and code that looks inside the loop reads them.
+    @property
+    def _ready(self):
+        return self._ready_handles()
+
+    @_ready.setter
+    def _ready(self, _):
+        pass
+
+    @property
+    def _scheduled(self):
+        return self._timer_handles()
+
+    @_scheduled.setter
+    def _scheduled(self, _):
+        pass
+
+    @property
+    def _selector(self):
+        return None if self._closed else _SelectorView(self)
+
+    def close(self) -> None:
+        """Close the loop; descriptors of transports that are still open are closed with it."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self._closed:
+            return
+        if self._debug:
+            logger.debug("Close %r", self)
+        self._executor_shutdown_called = True
+        executor, self._default_executor = self._default_executor, None
+        try:
+            if not sys.is_finalizing():
+                for number in list(self._signal_handlers):
+                    self.remove_signal_handler(number)
+            self._signal_handlers.clear()
+            self._release_wakeup_fd()
+            self._close_self_pipe()
+        finally:  # at the end of the interpreter anything above may fail
+            self._release()
+        _live_loops.discard(self)
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    # --- running ---
+
+    def _enter_run(self) -> None:
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        self._old_agen_hooks = sys.get_asyncgen_hooks()
+        self._thread_id = threading.get_ident()
+        sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+        events._set_running_loop(self)
+        # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
+        self._hold_wakeup_fd()
+
+    def _leave_run(self) -> None:
+        if self._thread_id is None:
+            return
+        self._stopping = False
+        self._thread_id = None
+        events._set_running_loop(None)
+        self._set_coroutine_origin_tracking(False)
+        if self._old_agen_hooks is not None:
+            sys.set_asyncgen_hooks(*self._old_agen_hooks)
+            self._old_agen_hooks = None
+        self._release_wakeup_fd()
+
+    # --- signals ---
+
+    def _hold_wakeup_fd(self) -> None:
+        """Have the numbers of signals written to our pipe; what was there before is remembered."""
+        if self._foreign_wakeup_fd is None and threading.current_thread() is threading.main_thread():
+            self._foreign_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+
+    def _release_wakeup_fd(self) -> None:
+        """Put back what was there before us, unless signals still have handlers here or the loop runs."""
+        if self._foreign_wakeup_fd is None or self._signal_handlers or self.is_running():
+            return
+        if threading.current_thread() is not threading.main_thread():
+            return
+        found = signal.set_wakeup_fd(self._foreign_wakeup_fd)
+        self._foreign_wakeup_fd = None
+        if found not in (-1, self._csock.fileno()):
+            signal.set_wakeup_fd(found)  # somebody else took it from us
+
+    def add_signal_handler(self, sig, callback, *args):
+        """Call callback(*args) in the loop when `sig` arrives. RuntimeError outside the main thread."""
+        self._check_closed()
+        self._hold_wakeup_fd()
+        try:
+            super().add_signal_handler(sig, callback, *args)
+        finally:
+            if not self._signal_handlers:
+                self._keep_wakeup_fd()
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Whether there was a handler for `sig`."""
+        removed = super().remove_signal_handler(sig)
+        if removed and not self._signal_handlers:
+            self._keep_wakeup_fd()
+        return removed
+
+    def _keep_wakeup_fd(self) -> None:
+        """After the base class set it to -1, which it does with the last handler."""
+        if self._foreign_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        self._release_wakeup_fd()
+
+    # --- transports ---
+
+    def _ensure_fd_no_transport(self, fd):
+        number = fd if isinstance(fd, int) else None
+        if number is None:
+            try:
+                number = int(fd.fileno())
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"Invalid file object: {fd!r}") from None
+        transport = self._stream_of(number) or self._transports.get(number)
+        if transport is not None and not transport.is_closing():
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {transport!r}")
+
+    def _stop_serving(self, sock) -> None:
+        self._end_listener(sock)
+        super()._stop_serving(sock)
+
+    def _make_ssl_transport(
+        self,
+        rawsock,
+        protocol,
+        sslcontext,
+        waiter=None,
+        *,
+        server_side=False,
+        server_hostname=None,
+        extra=None,
+        server=None,
+        ssl_handshake_timeout=constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout=constants.SSL_SHUTDOWN_TIMEOUT,
+    ):
+        self._ensure_fd_no_transport(rawsock)
+        ssl_protocol = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
+        return ssl_protocol._app_transport
+
+    async def _sendfile_native(self, transp, file, offset, count):
+        reading = transp.is_reading()
+        transp.pause_reading()
+        await transp._make_empty_waiter()
+        self._lend_stream(transp, True)
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            self._lend_stream(transp, False)
+            transp._reset_empty_waiter()
+            if reading:
+                transp.resume_reading()
+
+    # --- files ---
+
+    async def file_read(self, fd: int, length: int, offset: int) -> bytes:
+        """At most `length` bytes of the file from `offset`; fewer at its end. OSError as read(2)."""
+        native = self._native_file_read(fd, length, offset)
+        if native is None:
+            return await self.run_in_executor(None, files.read, fd, length, offset)
+        future, data = native
+        return data[: await future]
+
+    async def file_write(self, fd: int, data: bytes, offset: int, *, sync: bool = False) -> int:
+        """Write all of `data` at `offset`, and to the disk when `sync`; the number of bytes.
+
+        It returns only when the write was whole and the sync succeeded. After an OSError nothing may be
+        taken for written, and after a failed sync the file is not to be trusted again. Cancelling the
+        caller does not stop the write.
+        """
+        data = bytes(data)
+        native = self._native_file_write(fd, data, offset, sync)
+        if native is None:
+            native = self.run_in_executor(None, files.write, fd, data, offset, sync)
+        return await native
+
+    async def file_sync(self, fd: int, *, data_only: bool = True) -> None:
+        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost."""
+        native = self._native_file_sync(fd, data_only)
+        if native is None:
+            native = self.run_in_executor(None, files.sync, fd, data_only)
+        await native
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} poller={self.poller_name} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
+
+class _SelectorView:
+    """What code that looks inside a selector loop finds: who is registered, and for what."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def get_map(self):
+        return {fd: self._key(fd, *handles) for fd, handles in self._loop._watched().items()}
+
+    def get_key(self, fileobj):
+        number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return self.get_map()[number]
+
+    @staticmethod
+    def _key(fd, reader, writer):
+        mask = (reader is not None and selectors.EVENT_READ) | (writer is not None and selectors.EVENT_WRITE)
+        return selectors.SelectorKey(fd, fd, mask, (reader, writer))
+
+
+def _after_fork_in_child() -> None:
+    for loop in list(_live_loops):
+        loop._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,449 @@
+# The loop itself: the ready queue, the timers and the turn.
+
+cdef enum:
+    TURNS_WITHOUT_POLL_MAX = 64  # of a loop that has nothing open but its wake-up
+
+cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several of these
+cdef double CLOCK_RESOLUTION_S = 1e-9
+cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
+
+
+cdef enum:
+    TURN_BUCKETS = 32
+
+cdef struct turn_measures:
+    uint64_t callbacks
+    uint64_t took_us_log2[TURN_BUCKETS]
+    double busy_s, lag_max_s, polled_s
+
+
+cdef stl_held held_by(PyObject *loop) noexcept:
+    cdef LoopCore core = <LoopCore>loop
+    cdef stl_held held
+    held.ready = &core.ready
+    held.inbox = &core.inbox
+    held.timers = &core.timers
+    return held
+
+
+cdef void ignore_closed(void *owner) noexcept:
+    pass
+
+
+cdef void ignore_file_done(void *owner, int64_t result) noexcept:
+    pass
+
+
+cdef class Owned:
+    """What the poller may call back. `closed` is its last call; until then the loop keeps the object alive."""
+
+    cdef LoopCore loop
+
+    cdef void closed(self) noexcept:
+        pass
+
+
+cdef class LoopCore:
+    """The hot half of `Loop`. Its cold half is the standard library's Python code, further down the bases."""
+
+    cdef st_poller *poller
+    cdef stl_block block
+    cdef st_queue ready
+    cdef st_timers timers
+    cdef st_queue inbox           # handles from other threads
+    cdef pthread_mutex_t lock     # guards inbox, sleeping and the poller's wake against its end
+    cdef bint sleeping            # the loop waits, or is about to: whoever adds to the inbox wakes it
+    cdef unsigned long running_in # the thread that runs the loop; 0: not running
+    cdef unsigned long turns, unpolled
+    cdef Py_ssize_t open_count    # objects the poller may have something to say about
+    cdef set owned                # those objects
+    cdef dict watches             # descriptor -> Watch
+    cdef dict streams             # descriptor -> StreamTransport
+    cdef dict sockets             # descriptor -> SocketState
+    cdef dict listeners           # socket object -> Listener
+    cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
+    cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
+    cdef object order             # a ReadyOrder, or None: first in, first out
+    cdef object slow_report       # called with a SlowCallback, or None
+    cdef double slow_s
+    cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported
+    cdef bint measuring           # turns are measured
+    cdef bint adaptive            # waits follow the controller of adaptive.pxi
+    cdef turn_measures measures
+    cdef public bint _closed, _stopping
+    cdef bint _debug_mode
+    cdef public object _thread_id
+    cdef public double slow_callback_duration
+    cdef public Py_ssize_t _background  # of open_count, those that need no poll while callbacks are ready
+
+    def __cinit__(self, *args, **kwargs):
+        pthread_mutex_init(&self.lock, NULL)
+        self._closed = True  # until open() has a poller
+        self.owned = set()
+        self.watches = {}
+        self.streams = {}
+        self.sockets = {}
+        self.listeners = {}
+
+    def _open(self, str poller, unsigned entries=0, unsigned buffers=0, unsigned buffer_bytes=0):
+        cdef int error = 0
+        cdef st_sink sink = loop_sink
+        st_keep_heap()
+        sink.context = &self.block
+        if poller == "epoll":
+            self.poller = st_epoll_new(&sink, &error)
+        else:
+            self.poller = stl_uring_new(&sink, entries, buffers, buffer_bytes, &error)
+        if self.poller == NULL:
+            raise OSError(-error, f"the {poller} poller can not be set up: {os.strerror(-error)}")
+        self._closed = False
+
+    @property
+    def poller_name(self):
+        """Which poller waits for this loop: "epoll" or "io_uring"."""
+        return self.poller.ops.name.decode() if self.poller != NULL else None
+
+    def __dealloc__(self):
+        if self.poller != NULL:
+            # Never closed, and what the poller would call may be gone before us.
+            self.poller.sink.closed = ignore_closed
+            self.poller.sink.file_done = ignore_file_done
+        self.release()
+        pthread_mutex_destroy(&self.lock)
+
+    cdef void release(self) noexcept:
+        cdef st_poller *poller = self.poller
+        cdef void *item
+        pthread_mutex_lock(&self.lock)
+        self.poller = NULL
+        self._closed = True
+        pthread_mutex_unlock(&self.lock)
+        if poller != NULL:
+            poller.ops.free(poller)
+        while self.timers.count:
+            item = self.timers.slots[0].timer.item
+            st_timers_remove(&self.timers, self.timers.slots[0].timer)
+            Py_DECREF(<object>item)
+        while self.ready.count:
+            Py_DECREF(<object>st_queue_pop(&self.ready))
+        while self.inbox.count:
+            Py_DECREF(<object>st_queue_pop(&self.inbox))
+        st_timers_free(&self.timers)
+        st_queue_free(&self.ready)
+        st_queue_free(&self.inbox)
+
+    def _release(self):
+        self.release()
+
+    def _after_fork(self):
+        """In the child: this loop belongs to the parent and is closed here, without touching what they share."""
+        if self.poller != NULL:
+            self.poller.ops.after_fork(self.poller)
+        self._closed = True
+        self._thread_id = None
+        self.running_in = 0
+
+    # --- scheduling ---
+
+    cdef inline int check_open(self) except -1:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        return 0
+
+    cdef inline Handle handle(self, callback, tuple args, context):
+        cdef Handle handle = Handle.__new__(Handle)
+        handle._callback = callback
+        handle._args = args
+        handle._loop = self
+        handle._context = PyContext_CopyCurrent() if context is None else context
+        if self._debug_mode:
+            handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
+        return handle
+
+    cdef inline int push(self, Handle handle) except -1:
+        if self.order is not None:
+            return self.push_ordered(handle)
+        if st_queue_push(&self.ready, <void *>handle):
+            raise MemoryError
+        Py_INCREF(handle)
+        return 0
+
+    cdef int push_ordered(self, Handle handle) except -1:
+        self.order.push(handle, handle._context.get(priority, NORMAL))
+        return 0
+
+    cdef inline Handle soon(self, callback, tuple args, context):
+        cdef Handle handle = self.handle(callback, args, context)
+        self.push(handle)
+        return handle
+
+    def call_soon(self, callback, *args, context=None):
+        """Run callback(*args) in the next turn, after what was scheduled before it."""
+        if self._closed:
+            self.check_open()
+        if self._debug_mode:
+            (<object>self)._check_thread()
+            (<object>self)._check_callback(callback, "call_soon")
+        return self.soon(callback, args, context)
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """As call_soon, from any thread or signal handler; wakes the loop if it waits."""
+        cdef Handle handle
+        cdef int error
+        self.check_open()
+        if self._debug_mode:
+            (<object>self)._check_callback(callback, "call_soon_threadsafe")
+        handle = self.handle(callback, args, context)
+        # Before the loop runs the order of all that is scheduled is kept, where one lock guards it anyway.
+        if self.running_in == PyThread_get_thread_ident() or (self.running_in == 0 and not stl_free_threaded):
+            self.push(handle)
+            return handle
+        pthread_mutex_lock(&self.lock)
+        error = self._closed
+        if not error:
+            error = st_queue_push(&self.inbox, <void *>handle)
+            if not error:
+                Py_INCREF(handle)
+                if self.sleeping:
+                    self.sleeping = False
+                    self.poller.ops.wake(self.poller)
+        pthread_mutex_unlock(&self.lock)
+        if error:
+            self.check_open()
+            raise MemoryError
+        return handle
+
+    def _add_callback(self, handle):
+        if not handle._cancelled:
+            self.push(handle if type(handle) in (Handle, TimerHandle) else self.handle(handle._run, (), None))
+
+    def _add_callback_signalsafe(self, handle):
+        self._add_callback(handle)
+
+    def _write_to_self(self):
+        if self.poller != NULL:
+            self.poller.ops.wake(self.poller)
+
+    def call_later(self, delay, callback, *args, context=None):
+        """Run callback(*args) once `delay` seconds have passed."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        return self.at(stl_now_s() + <double>delay, callback, args, context, "call_later")
+
+    def call_at(self, when, callback, *args, context=None):
+        """Run callback(*args) when loop.time() has reached `when`."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        return self.at(<double>when, callback, args, context, "call_at")
+
+    cdef at(self, double when, callback, tuple args, context, str name):
+        cdef TimerHandle handle
+        self.check_open()
+        if self._debug_mode:
+            (<object>self)._check_thread()
+            (<object>self)._check_callback(callback, name)
+        handle = TimerHandle.__new__(TimerHandle)
+        handle._callback = callback
+        handle._args = args
+        handle._loop = self
+        handle._context = PyContext_CopyCurrent() if context is None else context
+        handle._when = when
+        handle.timer.item = <void *>handle
+        if self._debug_mode:
+            handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
+        if st_timers_add(&self.timers, &handle.timer, when):
+            raise MemoryError
+        Py_INCREF(handle)
+        return handle
+
+    def _timer_handle_cancelled(self, handle):
+        """A timer handle of the standard library's class was cancelled; ours leave the heap by themselves."""
+
+    def time(self):
+        """Seconds on the loop's clock, which is time.monotonic()'s."""
+        return stl_now_s()
+
+    def is_running(self):
+        """Whether run_forever or run_until_complete is under way, in whichever thread."""
+        return self._thread_id is not None
+
+    def is_closed(self):
+        """Whether close() was called."""
+        return self._closed
+
+    def get_debug(self):
+        """Whether debug mode is on."""
+        return self._debug_mode
+
+    @property
+    def _debug(self):
+        return self._debug_mode
+
+    @_debug.setter
+    def _debug(self, bint on):
+        self._debug_mode = on
+        self.timed = on or self.slow_report is not None
+
+    def stop(self):
+        """End run_forever after the turn under way."""
+        self._stopping = True
+
+    # --- the turn ---
+
+    def run_forever(self):
+        """Run until stop() is called."""
+        self._enter_run()
+        try:
+            self.running_in = PyThread_get_thread_ident()
+            self.unpolled = TURNS_WITHOUT_POLL_MAX
+            while True:
+                self.turn()
+                if self._stopping:
+                    break
+        finally:
+            if self.poller != NULL and self.poller.ops.settle != NULL:
+                self.poller.ops.settle(self.poller)  # nobody says when the next turn will be
+            self.running_in = 0
+            self._leave_run()
+
+    def _run_once(self):
+        self.turn()
+
+    cdef int turn(self) except -1:
+        cdef int64_t timeout_ns = self.timeout_ns()
+        self.turns += 1
+        if timeout_ns == 0 and self.open_count <= self._background and self.unpolled < TURNS_WITHOUT_POLL_MAX:
+            self.unpolled += 1  # nothing could have happened but signals and calls from other threads
+        else:
+            self.unpolled = 0
+            self.poll(timeout_ns)
+        PyErr_CheckSignals()
+        if self.inbox.count:
+            self.take_inbox()
+        if self.timers.count:
+            self.take_due_timers()
+        if self.measuring:
+            return self.run_measured()
+        if self.order is not None:
+            return self.run_ordered()
+        return self.run_ready(self.ready.count)
+
+    cdef inline int64_t timeout_ns(self) noexcept:
+        cdef double wait_s
+        if self.ready.count or self._stopping or (self.order is not None and len(self.order)):
+            return 0
+        if self.timers.count:
+            wait_s = self.timers.slots[0].when_s - stl_now_s()
+            if wait_s <= 0:
+                return 0
+            if wait_s < TIMEOUT_S_MAX:
+                return (<int64_t>(wait_s * 1e9) // TIMER_GRANULARITY_NS + 1) * TIMER_GRANULARITY_NS
+            return <int64_t>(TIMEOUT_S_MAX * 1e9)
+        return -1
+
+    cdef int poll(self, int64_t timeout_ns) except -1:
+        cdef int outcome
+        if timeout_ns != 0:
+            pthread_mutex_lock(&self.lock)
+            if self.inbox.count:
+                timeout_ns = 0
+            else:
+                self.sleeping = True
+            pthread_mutex_unlock(&self.lock)
+        if self.adaptive:
+            outcome = self.poll_adaptively(timeout_ns)
+        else:
+            outcome = self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
+        if timeout_ns != 0:
+            pthread_mutex_lock(&self.lock)
+            self.sleeping = False
+            pthread_mutex_unlock(&self.lock)
+        if self.lent_buffer is not None:
+            (<StreamTransport>self.lent_buffer).return_buffer()
+        if self.raised is not None:
+            raised, self.raised = self.raised, None
+            raise raised
+        if outcome < 0 and outcome != -EINTR:
+            raise OSError(-outcome, f"waiting for events failed: {os.strerror(-outcome)}")
+        return 0
+
+    cdef int take_inbox(self) except -1:
+        cdef Handle handle
+        cdef void *item
+        while True:
+            pthread_mutex_lock(&self.lock)
+            item = st_queue_pop(&self.inbox)
+            pthread_mutex_unlock(&self.lock)
+            if item == NULL:
+                return 0
+            handle = <Handle>item
+            Py_DECREF(handle)  # the inbox's reference
+            self.push(handle)
+
+    cdef int take_due_timers(self) except -1:
+        cdef double end_s = stl_now_s() + CLOCK_RESOLUTION_S
+        cdef TimerHandle handle
+        while self.timers.count and self.timers.slots[0].when_s < end_s:
+            handle = <TimerHandle>self.timers.slots[0].timer.item
+            if self.measuring and end_s - handle._when > self.measures.lag_max_s:
+                self.measures.lag_max_s = end_s - handle._when
+            st_timers_remove(&self.timers, &handle.timer)
+            Py_DECREF(handle)  # the heap's reference
+            self.push(handle)
+        return 0
+
+    cdef int run_ready(self, size_t count) except -1:
+        # Only what was there when the turn began: what callbacks schedule waits until I/O was polled.
+        cdef Handle handle
+        cdef void *item
+        while count:
+            count -= 1
+            item = st_queue_pop(&self.ready)
+            if item == NULL:
+                break
+            handle = <Handle>item
+            Py_DECREF(handle)  # the queue's reference
+            if handle._cancelled:
+                continue
+            if self.timed:
+                self.run_timed(handle)
+            else:
+                handle.run()
+        return 0
+
+    # Defined in turns.pxi and adaptive.pxi, for those who asked for more than first in, first out, and sleep.
+    cdef int run_ordered(self) except -1:
+        raise NotImplementedError
+
+    cdef int run_measured(self) except -1:
+        raise NotImplementedError
+
+    cdef int run_timed(self, Handle handle) except -1:
+        raise NotImplementedError
+
+    cdef int poll_adaptively(self, int64_t timeout_ns) noexcept:
+        return self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
+
+    def _ready_handles(self):
+        """What is to be run in the next turn, in order."""
+        cdef size_t place
+        return [<object>st_queue_at(&self.ready, place) for place in range(self.ready.count)]
+
+    def _timer_handles(self):
+        """The timers that are pending, the earliest first."""
+        cdef size_t place
+        pending = [<object>self.timers.slots[place].timer.item for place in range(self.timers.count)]
+        return sorted(pending, key=TimerHandle.when)
+
+    cdef int own(self, Owned object_) except -1:
+        self.owned.add(object_)
+        self.open_count += 1
+        return 0
+
+    cdef void disown(self, Owned object_) noexcept:
+        self.owned.discard(object_)
+        self.open_count -= 1
+
+    cdef void keep_raised(self, exc) noexcept:
+        if self.raised is None:
+            self.raised = exc

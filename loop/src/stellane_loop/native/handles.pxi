@@ -1,0 +1,132 @@
+# Handles: what call_soon, call_later and add_reader give back.
+
+@cython.freelist(1024)
+cdef class Handle:
+    """A callback to be run once, or whenever its descriptor is ready (as `asyncio.Handle`)."""
+
+    cdef readonly object _callback
+    cdef readonly tuple _args  # None once cancelled
+    cdef readonly object _context
+    cdef readonly LoopCore _loop
+    cdef readonly bint _cancelled
+    cdef readonly object _source_traceback
+    cdef object kept_repr
+    cdef object __weakref__
+
+    def cancel(self):
+        """Do not run it. Harmless when it has run or was cancelled before."""
+        self.cancel_now()
+
+    cdef int cancel_now(self) except -1:
+        if self._cancelled:
+            return 0
+        self._cancelled = True
+        if self._loop is not None and self._loop._debug_mode:
+            self.kept_repr = repr(self)  # "Executing <Handle …> took …" still has to name it
+        self._callback = None
+        self._args = None
+        return 0
+
+    def cancelled(self):
+        """Whether it was cancelled."""
+        return self._cancelled
+
+    def get_context(self):
+        """The context it runs in."""
+        return self._context
+
+    def _run(self):
+        self.run()
+
+    cdef int run(self) except -1:
+        try:
+            stl_call(self._context, self._callback, self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.report(exc)
+        return 0
+
+    cdef report(self, exc):
+        source = format_helpers._format_callback_source(self._callback, self._args)
+        context = {"message": f"Exception in callback {source}", "exception": exc, "handle": self}
+        if self._source_traceback:
+            context["source_traceback"] = self._source_traceback
+        (<object>self._loop).call_exception_handler(context)
+
+    def _repr_info(self):
+        info = [type(self).__name__]
+        if self._cancelled:
+            info.append("cancelled")
+        if self._callback is not None:
+            info.append(format_helpers._format_callback_source(self._callback, self._args))
+        if self._source_traceback:
+            frame = self._source_traceback[len(self._source_traceback) - 1]
+            info.append(f"created at {frame[0]}:{frame[1]}")
+        return info
+
+    def __repr__(self):
+        if self.kept_repr is not None:
+            return self.kept_repr
+        return f"<{' '.join(self._repr_info())}>"
+
+    @property
+    def __class__(self):
+        return events.Handle
+
+
+cdef class TimerHandle(Handle):
+    """A callback to be run at a time of the loop's clock (as `asyncio.TimerHandle`)."""
+
+    cdef st_timer timer
+    cdef readonly double _when
+
+    @property
+    def _scheduled(self):
+        return self.timer.place != 0
+
+    def when(self):
+        """The time, in seconds of loop.time()."""
+        return self._when
+
+    cdef int cancel_now(self) except -1:
+        if self.timer.place:
+            st_timers_remove(&self._loop.timers, &self.timer)
+            Handle.cancel_now(self)
+            Py_DECREF(self)  # the heap's reference
+            return 0
+        return Handle.cancel_now(self)
+
+    def _repr_info(self):
+        info = Handle._repr_info(self)
+        info.insert(2 if self._cancelled else 1, f"when={self._when}")
+        return info
+
+    def __hash__(self):
+        return hash(self._when)
+
+    def __lt__(self, other):
+        return self._when < other._when if isinstance(other, TimerHandle) else NotImplemented
+
+    def __le__(self, other):
+        return self._when < other._when or self == other if isinstance(other, TimerHandle) else NotImplemented
+
+    def __gt__(self, other):
+        return self._when > other._when if isinstance(other, TimerHandle) else NotImplemented
+
+    def __ge__(self, other):
+        return self._when > other._when or self == other if isinstance(other, TimerHandle) else NotImplemented
+
+    def __eq__(self, other):
+        if not isinstance(other, TimerHandle):
+            return NotImplemented
+        return (
+            self._when == other._when
+            and self._callback == other._callback
+            and self._args == other._args
+            and self._cancelled == other._cancelled
+        )
+
+    @property
+    def __class__(self):
+        return events.TimerHandle

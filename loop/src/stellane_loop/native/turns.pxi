@@ -1,0 +1,113 @@
+# What a turn does when somebody asked for an order of callbacks, for slow ones, or for measures.
+
+cdef class ObservedTurns(FileOperations):
+    """Turns that are ordered, timed or measured."""
+
+    def set_ready_order(self, order):
+        """Run callbacks in the order of a `ReadyOrder`; None: first in, first out, at no cost."""
+        cdef Handle handle
+        while self.order is not None and len(self.order):
+            handle = self.order.pop()
+            if st_queue_push(&self.ready, <void *>handle):
+                raise MemoryError
+            Py_INCREF(handle)
+        self.order = order
+
+    cdef int run_ordered(self) except -1:
+        cdef Handle handle
+        cdef double end_s = stl_now_s() + <double>self.order.budget_s
+        cdef Py_ssize_t count = len(self.order)
+        self.run_ready(self.ready.count)  # what was there before the order was set
+        while count and self.order is not None and len(self.order):
+            count -= 1
+            handle = self.order.pop()
+            if handle._cancelled:
+                continue
+            if self.timed:
+                self.run_timed(handle)
+            else:
+                handle.run()
+            if stl_now_s() >= end_s:
+                break
+        return 0
+
+    def report_slow_callbacks(self, threshold_s, report):
+        """Call report(SlowCallback) after each callback that took longer than threshold_s; report None: stop."""
+        self.slow_s = threshold_s
+        self.slow_report = report
+        self.timed = self._debug_mode or report is not None
+
+    cdef int run_timed(self, Handle handle) except -1:
+        cdef double start_s = stl_now_s(), took_s
+        loop = <object>self
+        if self._debug_mode:
+            loop._current_handle = handle
+        try:
+            handle.run()
+            took_s = stl_now_s() - start_s
+            if self._debug_mode and took_s >= self.slow_callback_duration:
+                logger.warning("Executing %s took %.3f seconds", _format_handle(handle), took_s)
+            if self.slow_report is not None and took_s >= self.slow_s:
+                self.slow_report(slow_callback(handle, took_s))
+        finally:
+            loop._current_handle = None
+        return 0
+
+    def measure_turns(self, bint on):
+        """Measure turns and the lag of timers from now on, for statistics()."""
+        self.measuring = on
+
+    cdef int run_measured(self) except -1:
+        cdef double start_s = stl_now_s(), took_s
+        cdef double took_us
+        cdef int bucket = 0
+        self.measures.callbacks += self.ready.count
+        if self.order is not None:
+            self.measures.callbacks += len(self.order)
+            self.run_ordered()
+        else:
+            self.run_ready(self.ready.count)
+        took_s = stl_now_s() - start_s
+        took_us = took_s * 1e6
+        while took_us >= 1 and bucket < TURN_BUCKETS - 1:
+            took_us /= 2
+            bucket += 1
+        self.measures.took_us_log2[bucket] += 1
+        self.measures.busy_s += took_s
+        return 0
+
+    def statistics(self):
+        """What was counted, as `LoopStatistics`. RuntimeError once the loop is closed."""
+        cdef st_poller_statistics counted
+        cdef int bucket
+        self.check_open()
+        self.poller.ops.statistics(self.poller, &counted)
+        return LoopStatistics(
+            poller=self.poller_name,
+            turns=self.turns,
+            polls=counted.turns,
+            waits=counted.waits,
+            system_calls=counted.system_calls,
+            events=counted.events,
+            accepts=counted.accepts,
+            receives=counted.receives,
+            sends=counted.sends,
+            rearms=counted.rearms,
+            starved=counted.starved,
+            overflows=counted.overflows,
+            in_flight=counted.in_flight,
+            ready=self.ready.count + (0 if self.order is None else len(self.order)),
+            timers=self.timers.count,
+            open=self.open_count,
+            callbacks=self.measures.callbacks,
+            busy_s=self.measures.busy_s,
+            lag_max_s=self.measures.lag_max_s,
+            turn_us_log2=tuple([self.measures.took_us_log2[bucket] for bucket in range(TURN_BUCKETS)]),
+        )
+
+
+cdef object slow_callback(Handle handle, double took_s):
+    task = getattr(handle._callback, "__self__", None)
+    if not isinstance(task, asyncio.Task):
+        return SlowCallback(handle, took_s, None, [])
+    return SlowCallback(handle, took_s, task, task.get_stack())

@@ -1,0 +1,112 @@
+/* Accepting connections, the same for every poller: argv[1] names it. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "echo.h"
+#include "harness.h"
+
+static void test_accepts_per_turn(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), peers[40];
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 8);
+    turn(poller, 0);
+    for (int i = 0; i < 40; i++)
+        peers[i] = connect_tcp(port);
+    while (self->accepted < 40) {
+        int before = self->accepted;
+        CHECK(turn(poller, 1000) > 0);
+        CHECK(self->accepted <= before + 8);
+    }
+    for (int i = 0; i < 40; i++) {
+        int flags = fcntl(self->fds[i], F_GETFL);
+        CHECK((flags & O_NONBLOCK) && (fcntl(self->fds[i], F_GETFD) & FD_CLOEXEC));
+        close(self->fds[i]);
+        close(peers[i]);
+    }
+    /* Stopped: nobody is told. Started again: nobody is lost. */
+    poller->ops->listener_stop(self->listener);
+    peers[0] = connect_tcp(port);
+    for (int i = 0; i < 3; i++)
+        turn(poller, 10);
+    CHECK_EQ(self->accepted, 40);
+    poller->ops->listener_start(self->listener, 8);
+    TURN_UNTIL(poller, self->accepted == 41);
+    close(self->fds[40]);
+    close(peers[0]);
+    stop_server(self, fd);
+    poller->ops->free(poller);
+}
+
+static void test_closed_listener_refuses(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port);
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 8);
+    turn(poller, 0);
+    poller->ops->listener_close(self->listener);
+    close(fd);
+    /* No turn in between: the port must be free for others at once. */
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(connect(client, (struct sockaddr *)&address, sizeof address) == -1 && errno == ECONNREFUSED);
+    close(client);
+    TURN_UNTIL(poller, self->closed);
+    CHECK_EQ(self->accepted, 0);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+/* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
+static void test_accept_without_descriptors(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), peers[5];
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    for (int i = 0; i < 5; i++)
+        peers[i] = connect_tcp(port);
+    struct rlimit limit, none;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    none = limit;
+    turn(poller, 0); /* the ring needs a descriptor too */
+    int lowest = dup(0);
+    close(lowest);
+    none.rlim_cur = (rlim_t)lowest;
+    setrlimit(RLIMIT_NOFILE, &none); /* before it starts: io_uring notes the limit when it begins to accept */
+    poller->ops->listener_start(self->listener, 8);
+    double cpu = cpu_s();
+    TURN_UNTIL(poller, self->accept_error != 0);
+    CHECK_EQ(self->accept_error, -EMFILE);
+    CHECK_EQ(self->accepted, 0);
+    double begin = now_s(); /* and now nothing comes, and nothing spins */
+    CHECK_EQ(turn(poller, 100) + turn(poller, 100), 0);
+    CHECK(now_s() - begin > 0.18 && cpu_s() - cpu < 0.05);
+    setrlimit(RLIMIT_NOFILE, &limit);
+    self->accept_error = 0;
+    poller->ops->listener_start(self->listener, 8);
+    TURN_UNTIL(poller, self->accepted == 5);
+    for (int i = 0; i < 5; i++) {
+        close(self->fds[i]);
+        close(peers[i]);
+    }
+    stop_server(self, fd);
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {
+        TEST(accepts_per_turn),
+        TEST(closed_listener_refuses),
+        TEST(accept_without_descriptors),
+    };
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}

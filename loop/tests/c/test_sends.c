@@ -1,0 +1,158 @@
+/* Sending, the same for every poller: argv[1] names it. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+/* 10 MB through a tiny send buffer to a slow reader, from many parts: no byte twice, none missing. */
+typedef struct slow_reader {
+    int fd;
+    uint64_t hash;
+    size_t bytes, pause_every;
+} slow_reader;
+
+static void *read_slowly(void *argument) {
+    slow_reader *self = argument;
+    char buffer[30000];
+    ssize_t n;
+    size_t since = 0;
+    while ((n = read(self->fd, buffer, sizeof buffer)) > 0) {
+        self->hash = hash_bytes(self->hash, buffer, (size_t)n);
+        self->bytes += (size_t)n;
+        if ((since += (size_t)n) > self->pause_every) {
+            usleep(500);
+            since = 0;
+        }
+    }
+    return NULL;
+}
+
+static void send_large(int ours, int peer, int kind, size_t bytes, int parts_count) {
+    st_poller *poller = new_poller();
+    char *pattern = malloc(bytes);
+    fill_pattern(pattern, bytes, 11);
+    owner *self = open_stream(poller, ours, kind);
+    slow_reader reader = {.fd = peer, .pause_every = 500000};
+    pthread_t thread;
+    pthread_create(&thread, NULL, read_slowly, &reader);
+    struct iovec *parts = calloc((size_t)parts_count, sizeof *parts);
+    for (int i = 0; i < parts_count; i++) {
+        size_t from = bytes / (size_t)parts_count * (size_t)i;
+        size_t to = i == parts_count - 1 ? bytes : bytes / (size_t)parts_count * (size_t)(i + 1);
+        parts[i] = (struct iovec){pattern + from, to - from};
+    }
+    CHECK_EQ(poller->ops->stream_send(self->stream, parts, parts_count), 0);
+    memset(parts, 0xff, (size_t)parts_count * sizeof *parts); /* the array is not to be kept */
+    free(parts);
+    CHECK_EQ(send_bytes(self, "x", 1), -EBUSY);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0); /* after what is in flight */
+    double until = now_s() + 30;
+    while (self->sends_over == 0) {
+        turn(poller, 100);
+        CHECK(now_s() < until);
+    }
+    CHECK_EQ(self->sent, bytes);
+    CHECK_EQ(self->send_error, 0);
+    if (kind == ST_SOCKET)
+        CHECK_EQ(send_bytes(self, "x", 1), -EPIPE);
+    close_stream(self);
+    pthread_join(thread, NULL);
+    CHECK_EQ(reader.bytes, bytes);
+    CHECK_EQ(reader.hash, hash_bytes(0, pattern, bytes));
+    close(peer);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+static void test_send_10_mb_tiny_buffer(void) {
+    int fds[2], tiny = 1;
+    segment_bytes = 1400; /* several in the buffer, or it is the delay of acknowledgements that one measures */
+    tcp_pair(fds);
+    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &tiny, sizeof tiny);
+    send_large(fds[0], fds[1], ST_SOCKET, 10 << 20, 3);
+}
+
+static void test_send_5000_parts(void) {
+    int fds[2];
+    tcp_pair(fds);
+    send_large(fds[0], fds[1], ST_SOCKET, 5 << 20, 5000);
+}
+
+static void test_send_unix(void) {
+    int fds[2];
+    unix_pair(fds);
+    send_large(fds[0], fds[1], ST_SOCKET, 3 << 20, 2);
+}
+
+static void test_send_pipe(void) {
+    int fds[2];
+    CHECK(pipe2(fds, O_CLOEXEC) == 0);
+    fcntl(fds[1], F_SETFL, O_NONBLOCK);
+    send_large(fds[1], fds[0], ST_PIPE, 2 << 20, 2000);
+}
+
+static void test_send_to_nobody(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    enum { BYTES = 20 << 20 };
+    char *pattern = calloc(1, BYTES);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(send_bytes(self, pattern, BYTES), 0);
+    for (int i = 0; i < 20; i++)
+        turn(poller, 10);
+    double begin = now_s(); /* nobody reads: nothing to do, and nothing spins */
+    CHECK_EQ(turn(poller, 100), 0);
+    CHECK(now_s() - begin > 0.09);
+    struct linger abort_it = {1, 0};
+    setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
+    close(fds[1]);
+    TURN_UNTIL(poller, self->sends_over);
+    CHECK(self->send_error == -ECONNRESET || self->send_error == -EPIPE);
+    CHECK(send_bytes(self, "x", 1) <= 0);
+    close_stream(self);
+    free(pattern);
+    poller->ops->free(poller);
+}
+
+/* The memory of a send is free when the stream is closed: freed here, so that a late access is seen. */
+static void test_close_during_send_and_receive(void) {
+    st_poller *poller = new_poller();
+    int before = open_descriptors();
+    for (int i = 0; i < 50; i++) {
+        int fds[2];
+        tcp_pair(fds);
+        char *pattern = calloc(1, 8 << 20);
+        owner *self = open_stream(poller, fds[0], ST_SOCKET);
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        CHECK_EQ(send_bytes(self, pattern, 8 << 20), 0);
+        if (i % 2)
+            turn(poller, 0);
+        CHECK(write(fds[1], "unread", 6) == 6);
+        poller->ops->stream_close(self->stream, 0);
+        TURN_UNTIL(poller, self->closed);
+        CHECK_EQ(self->sends_over, 0);
+        free(pattern);
+        close(fds[1]);
+        free_owner(self);
+    }
+    CHECK(open_descriptors() <= before + 1);
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {
+        TEST(send_10_mb_tiny_buffer),
+        TEST(send_5000_parts),
+        TEST(send_unix),
+        TEST(send_pipe),
+        TEST(send_to_nobody),
+        TEST(close_during_send_and_receive),
+    };
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}

@@ -1,0 +1,107 @@
+"""httpx, by way of httpcore and anyio, against a server on asyncio's streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from loop.tests.ecosystem.conftest import TLS, Program
+from loop.tests.ecosystem.installed import require
+from loop.tests.ecosystem.payload import LARGE_BYTES, payload
+
+require("httpx")
+import httpx  # noqa: E402
+
+Run = Callable[[Program], Any]
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send each request's body back, as a stream of chunks; /never reads it and says nothing."""
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if head.startswith(b"GET /never"):
+                await reader.read()
+                return
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            left = int(lengths[0].partition(b":")[2]) if lengths else 0
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while left:
+                data = await reader.read(min(left, 1 << 16))
+                left -= len(data)
+                writer.writelines([b"%x\r\n" % len(data), data, b"\r\n"])
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        pass  # the client has closed
+    finally:
+        writer.close()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def secured(request: pytest.FixtureRequest, tls: TLS) -> TLS | None:
+    return tls if request.param == "tls" else None
+
+
+@asynccontextmanager
+async def client_of(secured: TLS | None, **arguments: Any) -> AsyncIterator[httpx.AsyncClient]:
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=secured.server if secured else None)
+    url = f"{'https' if secured else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        verify = secured.client if secured else False
+        async with httpx.AsyncClient(base_url=url, verify=verify, trust_env=False, **arguments) as client:
+            yield client
+        server.close()
+        await server.wait_closed()
+
+
+def test_many_requests_at_once(run: Run, secured: TLS | None) -> None:
+    async def program() -> None:
+        async with client_of(secured, limits=httpx.Limits(max_connections=20)) as client:
+
+            async def post(number: int) -> None:
+                sent = payload(1000 + number, number)
+                assert (await client.post("/", content=sent)).content == sent
+
+            await asyncio.gather(*map(post, range(200)))
+
+    run(program())
+
+
+def test_a_large_body_is_streamed_up_and_down(run: Run, secured: TLS | None) -> None:
+    async def program() -> None:
+        async with client_of(secured) as client:
+            sent = payload(LARGE_BYTES)
+            response = await client.post("/", content=sent)
+            assert response.content == sent
+
+    run(program())
+
+
+def test_timeouts_and_cancellation(run: Run, secured: TLS | None) -> None:
+    async def program() -> None:
+        async with client_of(secured) as client:
+            for _ in range(3):
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.get("/never", timeout=0.05)
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await client.get("/never")
+                assert (await client.post("/", content=b"still here")).content == b"still here"
+
+    run(program())
+
+
+def test_a_closed_port_is_a_connect_error(run: Run) -> None:
+    async def program() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.get(f"http://127.0.0.1:{port}/")
+
+    run(program())

@@ -1,0 +1,277 @@
+"""call_soon, timers, calls from other threads, and the order of the ready queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+import stellane_loop
+
+
+def test_callbacks_run_in_the_order_they_were_scheduled(loop):
+    seen = []
+    for number in range(1000):
+        loop.call_soon(seen.append, number)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == list(range(1000))
+
+
+def test_what_a_callback_schedules_runs_in_the_next_turn(loop):
+    seen = []
+    loop.call_soon(lambda: (seen.append("first"), loop.call_soon(seen.append, "third")))
+    loop.call_soon(seen.append, "second")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == ["first", "second"]
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == ["first", "second", "third"]
+
+
+def test_timers_run_in_order_of_time_then_of_insertion(loop):
+    randomness = random.Random(7)
+    seen, base = [], loop.time() + 0.02
+    delays = [randomness.choice((0.0, 0.005, 0.01, 0.015)) for _ in range(500)]
+    for number, delay in enumerate(delays):
+        loop.call_at(base + delay, seen.append, (delay, number))
+    loop.call_at(base + 0.02, loop.stop)
+    loop.run_forever()
+    assert seen == sorted((delay, number) for number, delay in enumerate(delays))
+
+
+def test_cancelled_timers_leave_the_heap_and_the_rest_stays_in_order(loop):
+    randomness = random.Random(11)
+    seen, base = [], loop.time() + 0.02
+    handles = {moment: loop.call_at(base + moment / 1e5, seen.append, moment) for moment in range(1000)}
+    gone = randomness.sample(sorted(handles), 900)
+    for moment in gone:
+        handles[moment].cancel()
+    assert loop.statistics().timers == 100
+    loop.call_at(base + 0.02, loop.stop)
+    loop.run_forever()
+    assert seen == sorted(set(handles) - set(gone))
+
+
+@pytest.mark.parametrize("delay_s", [1e18, float("inf"), 400 * 24 * 3600.0])
+def test_huge_delays_neither_fire_nor_overflow(loop, delay_s):
+    loop.call_later(delay_s, pytest.fail, "a timer fired ages too early")
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+
+
+def test_negative_delays_run_at_once(loop):
+    seen = []
+    loop.call_later(-5, seen.append, "late")
+    loop.call_later(-10, seen.append, "later still")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == ["later still", "late"]
+
+
+def test_timers_are_never_early_and_wait_less_than_a_millisecond_longer(loop):
+    late = []
+    for delay in (0.0005, 0.002, 0.0101):
+        due = loop.time() + delay
+        loop.call_at(due, lambda due=due: late.append(loop.time() - due))
+    loop.call_later(0.05, loop.stop)
+    loop.run_forever()
+    assert len(late) == 3
+    assert min(late) >= -1e-9
+    assert sorted(late)[1] < 0.001  # the median: the machine may be busy once
+
+
+def test_sockets_progress_while_callbacks_reschedule_themselves(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            turning = True
+
+            def turn():
+                if turning:
+                    loop.call_soon(turn)
+
+            turn()
+            received = asyncio.create_task(loop.sock_recv(ours, 10))
+            await asyncio.sleep(0)
+            theirs.send(b"hello")
+            assert await asyncio.wait_for(received, 5) == b"hello"
+            turning = False
+
+    run(main())
+
+
+def test_no_call_from_another_thread_is_lost_and_each_thread_keeps_its_order(run):
+    threads, calls = 8, 5000
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        seen: list[list[int]] = [[] for _ in range(threads)]
+        done = loop.create_future()
+
+        def note(thread, number):
+            seen[thread].append(number)
+            if sum(map(len, seen)) == threads * calls:
+                done.set_result(None)
+
+        def call(thread):
+            for number in range(calls):
+                loop.call_soon_threadsafe(note, thread, number)
+
+        workers = [threading.Thread(target=call, args=(thread,)) for thread in range(threads)]
+        for worker in workers:
+            worker.start()
+        await done
+        for worker in workers:
+            worker.join()
+        assert seen == [list(range(calls))] * threads
+
+    run(main())
+
+
+def test_a_waiting_loop_is_woken_by_another_thread_every_time(loop):
+    rounds, woken = 300, threading.Event()
+
+    def call():
+        for _ in range(rounds):
+            woken.clear()
+            loop.call_soon_threadsafe(woken.set)
+            assert woken.wait(5), "the loop slept through a call"
+        loop.call_soon_threadsafe(loop.stop)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+
+
+def test_scheduling_on_a_closed_loop_says_so(loop):
+    loop.close()
+    for schedule in (loop.call_soon, loop.call_soon_threadsafe, lambda callback: loop.call_later(1, callback)):
+        with pytest.raises(RuntimeError, match="closed"):
+            schedule(print)
+
+
+def test_an_exception_in_a_callback_reaches_the_handler_and_the_loop_goes_on(loop):
+    reports, seen = [], []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    loop.call_soon(lambda: 1 / 0)
+    loop.call_soon(seen.append, "after")
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert isinstance(reports[0]["exception"], ZeroDivisionError)
+    assert "handle" in reports[0]
+    assert seen == ["after"]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_exits_leave_run_forever(loop, kind):
+    def leave():
+        raise kind
+
+    loop.call_soon(leave)
+    with pytest.raises(kind):
+        loop.run_forever()
+    assert not loop.is_running()
+
+
+def test_priority_order_lets_what_is_urgent_overtake(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        seen = []
+
+        def schedule(level, name):
+            stellane_loop.priority.set(level)
+            loop.call_soon(seen.append, name)
+
+        loop.set_ready_order(stellane_loop.PriorityOrder(budget_s=1.0))
+        for level, name in ((5, "low"), (0, "normal"), (-5, "urgent"), (0, "normal too")):
+            contextvars.copy_context().run(schedule, level, name)
+        await asyncio.sleep(0.01)
+        assert seen == ["urgent", "normal", "normal too", "low"]
+
+    run(main())
+
+
+def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_ready_order(stellane_loop.PriorityOrder(budget_s=0.001))
+        ran = []
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            loop.add_reader(ours, pytest.fail, "nothing was sent")  # without anything open there is nothing to poll for
+            for _ in range(20):
+                loop.call_soon(lambda: (time.sleep(0.002), ran.append(loop.statistics().polls)))
+            await asyncio.sleep(0.2)
+            loop.remove_reader(ours)
+        assert len(set(ran)) == len(ran) == 20  # a poll between every two of them
+
+    run(main())
+
+
+def test_setting_no_order_again_keeps_what_was_scheduled(loop):
+    seen = []
+    loop.set_ready_order(stellane_loop.PriorityOrder())
+    loop.call_soon(seen.append, 1)
+    loop.set_ready_order(None)
+    loop.call_soon(seen.append, 2)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert seen == [1, 2]
+
+
+def test_slow_steps_of_a_task_are_reported_with_its_stack(run):
+    async def main():
+        reports = []
+        asyncio.get_running_loop().report_slow_callbacks(0.01, reports.append)
+
+        async def inner():
+            time.sleep(0.02)
+            await asyncio.sleep(0.01)
+
+        task = asyncio.create_task(inner())
+        await task
+        [report] = reports
+        assert report.task is task
+        assert report.took_s >= 0.02
+        assert report.stack[-1].f_code is inner.__code__
+
+    run(main())
+
+
+def test_measured_turns_and_lag_reach_the_statistics(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.measure_turns(True)
+        loop.call_later(0.001, lambda: None)
+        time.sleep(0.02)
+        await asyncio.sleep(0.01)
+        statistics = loop.statistics()
+        assert statistics.lag_max_s >= 0.015
+        assert sum(statistics.turn_us_log2) > 0
+        assert statistics.callbacks > 0
+
+    run(main())
+
+
+def test_a_dropped_loop_with_callbacks_pending_is_collected(poller):
+    import gc
+    import weakref
+
+    loop = stellane_loop.new_event_loop(poller)
+    loop.call_soon(loop.stop)
+    loop.call_later(100, loop.stop)
+    gone = weakref.ref(loop)
+    del loop
+    with pytest.warns(ResourceWarning, match="unclosed event loop"):
+        gc.collect()
+    assert gone() is None
