@@ -99,8 +99,9 @@ typedef struct st_poller_ops {
      * rest == 0 or `closed` comes. One send may be in flight: -EBUSY otherwise. < 0: -errno, nothing was taken. */
     ssize_t (*stream_send)(st_stream *, const struct iovec *parts, int count);
     int (*stream_shutdown)(st_stream *); /* SHUT_WR, once what is in flight has left */
-    /* shutdown, cancel, final completions, close(2), `closed`. What is in flight is dropped. With
-     * keep_fd the descriptor is not closed (nor shut down): it goes on elsewhere. */
+    /* cancel, final completions, close(2), `closed`. What is in flight is dropped. No shutdown(2): it would reach
+     * the copies that other processes hold, and turn an abort by SO_LINGER into an ordinary end. With keep_fd the
+     * descriptor is not closed: it goes on elsewhere. */
     void (*stream_close)(st_stream *, int keep_fd);
 
     st_listener *(*listener_open)(st_poller *, int fd, void *owner, int *error); /* fd stays the caller's */
