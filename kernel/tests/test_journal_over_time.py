@@ -215,6 +215,20 @@ def test_a_torn_tail_is_removed_and_kept_aside(open_journal: Any, tmp_path: Path
     assert list(states(journal)) == [kept.entry_id, added.entry_id]
 
 
+def test_a_torn_tail_releases_what_had_ended_and_nothing_else(open_journal: Any, tmp_path: Path) -> None:
+    """Live requests are written anew; who counts requests afterwards finds why some are gone in the quarantine."""
+    journal = open_journal()
+    ended, live = journal.begin(make_request(1)), journal.begin(make_request(2))
+    journal.done(ended, 200, delivered=True)
+    journal.begin(make_request(3))
+    journal.close(clean=False)
+    file = tmp_path / "w0" / "engine" / "records"
+    os.truncate(file, file.stat().st_size - 8)
+    open_journal()
+    assert list(states(open_journal())) == [live.entry_id]
+    assert list((tmp_path / "w0" / "quarantine").iterdir())
+
+
 def test_corruption_is_reported_kept_aside_and_left_behind(open_journal: Any, tmp_path: Path) -> None:
     """A damaged record in the middle: later ones are kept, the loss is named, the raw bytes are in
     quarantine, and the next opening finds a whole journal."""
