@@ -231,6 +231,25 @@ def test_no_journal_is_an_error_that_says_where(tmp_path: Path) -> None:
         assert f"{path}: there is no journal here" in result.output
 
 
+def test_a_worker_killed_while_it_made_its_journal_hides_no_other(server: dict[str, Journal]) -> None:
+    """Its directory holds a draft and no journal: the others' entries and verdicts are shown all the same."""
+    server["w0"].begin(make_request(1))
+    unmade = server["w0"].path.parent / "w2"
+    unmade.mkdir(mode=0o700)
+    (unmade / "meta.json.4711.tmp").write_bytes(b"{")
+    assert [entry["entry"] for entry in read("ls")] == ["w0/1"]
+    assert {verdict["slot"] for verdict in read("verify")} == {"w0", "w1"}
+    assert len(read("show", "w0/1")) > 0
+
+
+def test_drafts_alone_are_no_journal(tmp_path: Path) -> None:
+    """The error says so, and where."""
+    (tmp_path / "w0").mkdir(mode=0o700)
+    result = run("ls", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{tmp_path}: there is no journal here" in result.output
+
+
 def test_an_engine_that_is_not_installed_is_named(server: dict[str, Journal], monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal says which engine wrote it; the error says that it is missing."""
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not entry.endswith("site")])

@@ -75,16 +75,29 @@ def test_negative_delays_run_at_once(loop):
     assert seen == ["later still", "late"]
 
 
-def test_timers_are_never_early_and_wait_less_than_a_millisecond_longer(loop):
-    late = []
-    for delay in (0.0005, 0.002, 0.0101):
-        due = loop.time() + delay
-        loop.call_at(due, lambda due=due: late.append(loop.time() - due))
-    loop.call_later(0.05, loop.stop)
-    loop.run_forever()
-    assert len(late) == 3
-    assert min(late) >= -1e-9
-    assert sorted(late)[1] < 0.001  # the median: the machine may be busy once
+@pytest.mark.parametrize("delay_s", [0.0005, 0.002, 0.0101])
+def test_timers_are_never_early_and_wait_less_than_a_millisecond_longer(loop, delay_s):
+    def lateness() -> float:
+        late = []
+        due = loop.time() + delay_s
+
+        def fire():
+            late.append(loop.time() - due)
+            loop.stop()
+
+        loop.call_at(due, fire)
+        loop.run_forever()
+        return late[0]
+
+    # A busy machine makes any one of them late; a loop that rounds too far is never on time.
+    best = 1.0
+    for _ in range(500):
+        late = lateness()
+        assert late >= -1e-9
+        best = min(best, late)
+        if best < 0.001:
+            break
+    assert best < 0.001
 
 
 def test_sockets_progress_while_callbacks_reschedule_themselves(run):

@@ -155,7 +155,16 @@ def _slots(path: Path | None, loaded: LoadedConfig) -> list[tuple[str, Path]]:
     numbered = sorted((int(match[1]), child) for child in root.iterdir() if (match := _SLOT.match(child.name)))
     if not numbered:
         raise JournalError(f"{root}: there is no journal here: no worker's directory like w0 in it", path=root)
-    return [(child.name, child) for _, child in numbered]
+    made = [(child.name, child) for _, child in numbered if _is_made(child)]
+    if not made:
+        raise JournalError(f"{root}: there is no journal here: no worker has made its own yet", path=root)
+    return made
+
+
+def _is_made(slot_path: Path) -> bool:
+    """Whether the worker got as far as making its journal; one that is killed just then leaves a draft."""
+    check_private(slot_path)
+    return read_meta(slot_path, []) is not None
 
 
 def _open(path: Path, loaded: LoadedConfig) -> Journal:

@@ -30,6 +30,7 @@ from stellane.abc import EntryState
 from stellane.app.trace import new_traceparent
 from stellane.config import Config, RecoveryConfig
 from stellane.factory import RuntimeFactory
+from stellane.recovery.directory import read_meta
 from stellane.recovery.journal import Journal
 
 READY_TIMEOUT_S = 20.0
@@ -304,6 +305,8 @@ class CrashCampaign:
         factory = RuntimeFactory(Config(recovery=recovery), environ={})
         entries = []
         for directory in sorted((self.directory / "journal").glob("w*")):
+            if read_meta(directory, []) is None:
+                continue  # its worker was killed, or is still, on the way to making its first journal
             journal = Journal.open(
                 directory,
                 engine_name=self._journal,
