@@ -13,6 +13,7 @@ not on record as done, or a trace id that changed is an error.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -166,6 +167,8 @@ class CrashCampaign:
     def kill_everything(self) -> None:
         """SIGKILL the supervisor and all workers at once."""
         assert self._server is not None
+        # The supervisor first comes to a stand: it would replace a worker that dies before itself.
+        _stop_now(self._server.pid)
         for pid in [*self.worker_pids(), self._server.pid]:
             _kill(pid)
         self._server.wait(10)
@@ -240,7 +243,7 @@ class CrashCampaign:
         while True:
             pids = self.worker_pids()
             for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
+                _stop_now(pid)
             events = Counter(json.loads(line)["event"] for line in self._ledger_lines())
             if events["started"] > events["finished"] or time.monotonic() > deadline:
                 return
@@ -367,7 +370,30 @@ def _kill(pid: int) -> None:
         return  # it died by itself a moment ago
 
 
+def _stop_now(pid: int) -> None:
+    """SIGSTOP, and wait until every thread stands still: the signal alone is only a request (proc(5), state T)."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while any(state not in "TtZX" for state in _thread_states(pid)):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"process {pid} did not stop within {READY_TIMEOUT_S} s of SIGSTOP")
+        time.sleep(0.001)
+
+
+def _thread_states(pid: int) -> list[str]:
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended
+    return states
+
+
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """A port outside ip_local_port_range: no connection of somebody else's gets it while the server is down."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(low // 2, low)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
