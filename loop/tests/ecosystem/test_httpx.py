@@ -17,6 +17,9 @@ import httpx  # noqa: E402
 
 Run = Callable[[Program], Any]
 
+PATIENCE_S = 60.0
+"""httpx gives up after 5 s of waiting for one of 20 connections, which a crowded machine may need."""
+
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send each request's body back, as a stream of chunks; /never reads it and says nothing."""
@@ -51,6 +54,7 @@ async def client_of(secured: TLS | None, **arguments: Any) -> AsyncIterator[http
     url = f"{'https' if secured else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
         verify = secured.client if secured else False
+        arguments.setdefault("timeout", PATIENCE_S)
         async with httpx.AsyncClient(base_url=url, verify=verify, trust_env=False, **arguments) as client:
             yield client
         server.close()

@@ -89,7 +89,8 @@ class Backend(abc.ABC):
 
         From the loop's own thread this is the `asyncio.Task` itself; from another thread it is
         an `asyncio.Future`-like handle that may be waited for with `result()` there
-        (`concurrent.futures.Future`). Before `run`, the coroutine starts when the loop does.
+        (`concurrent.futures.Future`). Before `run`, the coroutine starts when the loop does. The
+        backend keeps the task until it ends; the caller need not.
         Raises RuntimeError, and closes the coroutine, when the backend is closed.
         """
 

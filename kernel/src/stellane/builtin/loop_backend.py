@@ -44,6 +44,7 @@ class LoopBackend(Backend):
         self._thread_id: int | None = None
         self._waiting: list[_Waiting] = []
         self._scheduled_total = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._loop_class = ""
 
     @abc.abstractmethod
@@ -98,7 +99,7 @@ class LoopBackend(Backend):
         if not asyncio.iscoroutine(coro):
             raise TypeError(f"schedule takes a coroutine object, not {type(coro).__name__}")
         if self._thread_id == threading.get_ident() and self._state is _State.RUNNING:
-            return self.start_task(coro, priority, key, context)
+            return self._keep(self.start_task(coro, priority, key, context))
         handle = ScheduledFuture()
         # A task runs in a copy of its maker's context, and the maker is this thread, not the loop's.
         context = context or contextvars.copy_context()
@@ -152,6 +153,17 @@ class LoopBackend(Backend):
             return asyncio.Task(coro, loop=loop, context=context, eager_start=True)
         return loop.create_task(coro, context=context)
 
+    def _keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+        """Hold the task until it ends.
+
+        A loop refers to its tasks weakly. One that waits for what only itself refers to, such as the answer of a
+        stream on CPython 3.11, would be collected as garbage in the middle of its work.
+        """
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return task
+
     def _begin(self) -> asyncio.AbstractEventLoop | None:
         """Enter the running state; None when there is nothing to run because `stop` came first."""
         if self._state is not _State.NEW:
@@ -187,7 +199,7 @@ class LoopBackend(Backend):
             handle.cancel()
             return
         try:
-            task = self.start_task(coro, priority, key, context)
+            task = self._keep(self.start_task(coro, priority, key, context))
         except BaseException as error:
             coro.close()
             handle.fail(error)

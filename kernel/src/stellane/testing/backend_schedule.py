@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import inspect
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +59,35 @@ class ScheduleRules(BackendRules):
                 await task
 
         self.run_main(main)
+
+    def test_a_scheduled_task_is_kept(self) -> None:
+        """A task that waits for what only itself refers to is not garbage, whoever scheduled it."""
+        waited_for: list[weakref.ref[asyncio.Future[None]]] = []
+        ended: list[str] = []
+
+        async def wait(name: str) -> None:
+            future = asyncio.get_running_loop().create_future()
+            waited_for.append(weakref.ref(future))
+            await future
+            ended.append(name)
+
+        async def main(backend: Backend) -> None:
+            backend.schedule(wait("by the loop"))
+            await asyncio.to_thread(lambda: backend.schedule(wait("by a thread")) and None)
+            deadline = time.monotonic() + self.soon_s
+            while len(waited_for) < 2 and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
+            gc.collect()
+            for reference in waited_for:
+                future = reference()
+                assert future is not None, "a scheduled task was collected while it waited"
+                future.set_result(None)
+            del future
+            while len(ended) < 2 and time.monotonic() < deadline:
+                await asyncio.sleep(0.001)
+
+        self.run_main(main)
+        assert sorted(ended) == ["by a thread", "by the loop"]
 
     def test_schedule_from_a_thread_gives_a_handle(self) -> None:
         """In another thread the handle's result(timeout) waits for the result, or raises the exception."""
