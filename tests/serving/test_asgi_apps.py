@@ -17,6 +17,7 @@ import pytest
 
 APPS = ["starlette_app.py:app", "fastapi_app.py:app"]
 UPLOAD_BYTES = 20_000_000
+LATER_MAX = 20
 
 
 @pytest.fixture(params=APPS)
@@ -43,12 +44,17 @@ def test_an_app_runs_unchanged(server: Any) -> None:
         assert client.post("/upload", content=chunks).json() == expected
         assert client.get("/broken").status_code == 500
         server.wait_for("RuntimeError: on purpose")
-        start = time.monotonic()
-        assert client.post("/later?id=one").status_code == 200
-        assert time.monotonic() - start < 0.2, "the response waited for the background task"
+        # Several: on a busy machine any one answer may come after the background task has ended.
+        orders: list[str] = []
+        waited = True
+        while waited and len(orders) < LATER_MAX:
+            orders.append(str(len(orders)))
+            assert client.post(f"/later?id={orders[-1]}").status_code == 200
+            waited = orders[-1] in client.get("/done").json()
+        assert not waited, "the response waited for the background task"
         assert client.get("/hello/meanwhile").status_code == 200
         deadline = time.monotonic() + 5
-        while client.get("/done").json() != ["one"]:
+        while client.get("/done").json() != orders:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -114,7 +120,7 @@ def test_in_flight_requests_finish_at_sigterm(server: Any) -> None:
     responses: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: responses.append(httpx.post(f"{server.url}/slow", content=b"abc")))
     thread.start()
-    time.sleep(0.15)
+    server.wait_for("slow has the body")
     assert server.stop() == 0
     thread.join()
     assert responses[0].text == "3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -211,14 +212,17 @@ def test_connections_over_the_limit_are_refused_with_503(serve: Any) -> None:
 def test_drain_closes_idle_connections_and_lets_busy_ones_finish(serve: Any) -> None:
     """The response in hand says `Connection: close`."""
 
+    begun = threading.Event()
+
     async def handler(exchange: Exchange) -> None:
+        begun.set()
         await asyncio.sleep(0.4)
         exchange.respond(200, [], b"done")
 
     server = serve(handler)
     idle, busy = server.connect(), server.connect()
     busy.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    time.sleep(0.1)
+    assert begun.wait(20)
     server.call(server.protocol.drain)
     assert idle.closed()
     response = busy.response()

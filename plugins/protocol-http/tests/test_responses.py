@@ -244,26 +244,28 @@ def test_back_pressure_on_downloads(serve: Any) -> None:
 def test_flushed_tells_when_the_kernel_has_everything(serve: Any) -> None:
     """True after the client has read, False when it left first."""
     outcomes: list[bool] = []
-    done = threading.Event()
+    answering, done = threading.Event(), threading.Event()
 
     async def handler(exchange: Exchange) -> None:
         exchange.respond(200, [], bytes(30_000_000))
         assert exchange.unsent
+        answering.set()
         outcomes.append(await exchange.flushed())
         done.set()
 
     server = serve(handler)
     client = server.connect()
     client.send(GET)
-    time.sleep(0.1)
+    assert answering.wait(20)
     assert outcomes == []
     assert len(client.response().body) == 30_000_000
-    assert done.wait(5)
+    assert done.wait(20)
+    answering.clear()
     done.clear()
     client.send(GET)
-    time.sleep(0.1)
+    assert answering.wait(20)
     client.sock.close()
-    assert done.wait(5)
+    assert done.wait(20)
     assert outcomes == [True, False]
     assert server.errors == []
 

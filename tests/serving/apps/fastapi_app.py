@@ -83,6 +83,7 @@ async def done() -> list[str]:
 @app.post("/slow", response_class=PlainTextResponse)
 async def slow(request: Request) -> str:
     body = await request.body()
+    print("slow has the body", flush=True)
     await asyncio.sleep(0.3)
     return str(len(body))
 

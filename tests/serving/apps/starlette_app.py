@@ -60,6 +60,7 @@ async def done(request: Request) -> Response:
 
 async def slow(request: Request) -> Response:
     body = await request.body()
+    print("slow has the body", flush=True)
     await asyncio.sleep(float(request.query_params.get("seconds", "0.3")))
     return PlainTextResponse(str(len(body)))
 
