@@ -91,3 +91,58 @@ def test_memory_is_bounded() -> None:
     assert not is_one_head(b"a\r\n\r\nb\r\n\r\n")
     assert not is_one_head(b"a\r\n\r\nb")
     assert not is_one_head(b"a")
+
+
+def test_a_head_with_a_body_is_never_taken_for_the_request_behind_it(serve: Any) -> None:
+    """Sent alone, as many clients do, its bytes would give the next request's answer to everybody who sends them."""
+    server = serve(show)
+    head = b"POST /pay HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+    for behind in (GET, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"):
+        client = server.connect()
+        for _ in range(2):
+            client.send(head)
+            time.sleep(0.05)
+            client.send(b"12345")
+            assert client.response().body == b"/pay host=a,content-length=5 12345"
+            client.send(behind)
+            assert client.response().status == 200
+        assert server.call(lambda: server.protocol.known_heads.heads.get(head)) is None
+
+
+def test_empty_lines_alone_are_not_the_request_behind_them(serve: Any) -> None:
+    """RFC 9112 section 2.2 lets a client send an empty line first."""
+    server = serve(show)
+    client = server.connect()
+    client.send(b"\r\n\r\n")
+    time.sleep(0.05)
+    client.send(GET)
+    client.response()
+    assert server.call(lambda: server.protocol.known_heads.heads.get(b"\r\n\r\n")) is None
+
+
+def test_a_rest_in_the_codec_is_not_forgotten_after_a_body(serve: Any) -> None:
+    """Behind a request with a body came a whole head and half of another; what follows is the other half."""
+    server = serve(show)
+    other = server.connect()
+    other.send(GET)
+    assert other.response().status == 200
+    client = server.connect()
+    client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    time.sleep(0.05)
+    client.send(b"12345")
+    assert client.response().body == b"/p host=a,content-length=5 12345"
+    client.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\nGET /r HTTP/1.1\r\nX: ")
+    assert client.response().body == b"/x host=a "
+    client.send(GET)
+    assert client.response().body == b"/r x=GET /known HTTP/1.1,host=a "
+
+
+def test_a_target_in_absolute_form_is_the_same_path_every_time(serve: Any) -> None:
+    """RFC 9112 section 3.2.2; and `*` of OPTIONS, section 3.2.4."""
+    server = serve(show)
+    client = server.connect()
+    for _ in range(3):
+        client.send(b"GET http://a/absolute?q HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.response().body == b"/absolute host=a "
+        client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.response().body == b"* host=a "

@@ -277,3 +277,23 @@ def test_malformed_heads_are_refused_and_the_connection_closed(serve: Any, reque
     response = client.response()
     assert response.status in (status, 400) if status == 501 else response.status == status
     assert client.closed()
+
+
+def test_a_long_header_is_told_from_a_long_request_line(serve: Any) -> None:
+    """431 and not 414, also when the head comes in one piece."""
+    client = serve(hello).connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"v" * 4000) * 30 + b"\r\n")
+    assert client.response().status == 431
+
+
+def test_other_versions_are_refused(serve: Any) -> None:
+    """RFC 9112 section 2.3: this is HTTP/1.1; 1.0, and minor versions to come, are understood."""
+    server = serve(hello)
+    client = server.connect()
+    client.send(b"GET / HTTP/1.2\r\nHost: a\r\n\r\n")
+    assert client.response().status == 200
+    for version in (b"HTTP/2.0", b"HTTP/0.9"):
+        client = server.connect()
+        client.send(b"GET / %b\r\nHost: a\r\n\r\n" % version)
+        assert client.response().status >= 400
+        assert client.closed()

@@ -71,10 +71,11 @@ class H1Connection(UsualConnection, asyncio.Protocol):
     def parse(self, data: bytes) -> None:
         """Take bytes that are not, as a whole, a head that is known."""
         phase = self.phase
-        if phase == HEAD and self.codec_empty:
-            # Until the codec has given this chunk back as one whole request, it holds something.
+        if phase == HEAD:
+            # Until the codec has given this chunk back as one whole request, it holds something; and only what came
+            # into an empty codec, in one chunk, is the request that comes out next.
+            self._lone_head = data if self.codec_empty and is_one_head(data) else None
             self.codec_empty = False
-            self._lone_head = data if is_one_head(data) else None
         elif phase == LINGER:
             return
         try:
@@ -93,7 +94,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             else:
                 self._pump(self.codec.receive_event(data))
         except (self._codec_types.remote_error, RemoteProtocolError) as error:
-            self._remote_error(error)
+            self._remote_error(error, data)
 
     def eof_received(self) -> bool:
         self.peer_closed = True
@@ -154,6 +155,9 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self.send_gathered()
 
     def _request(self, head: Any) -> None:
+        # Whatever happens with this head, the chunk is no other request's: remembered for a later one, it would give
+        # that one's answer to every client that sends these bytes.
+        lone_head, self._lone_head = self._lone_head, None
         rules = self._rules
         method = METHODS.get(head.method) or rules.method(head.method)
         # A head that shares its chunk with others is at most that chunk and what came before.
@@ -172,12 +176,12 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         exchange.in_codec = True
         exchange.brings_ids = rules.brings_ids(head)
         if head.end_stream:
-            if self._lone_head is not None:
-                if exchange.plain:
+            if lone_head is not None:
+                # A target in another form than a path is not the head's own path and query.
+                if exchange.plain and head.target[0] == _SLASH:
                     known = (method, head.path, head, exchange.brings_ids)
-                    self._protocol.known_heads.remember(self._lone_head, known)
+                    self._protocol.known_heads.remember(lone_head, known)
                 self.codec_empty = True
-                self._lone_head = None
             self.begin(exchange)
             if self.phase == BUSY:
                 self.deadline = NEVER
@@ -259,7 +263,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         if self._head_bytes > limits.request_line_bytes_max + limits.header_bytes_max:
             raise RemoteProtocolError(f"header over limits.header_bytes_max = {limits.header_bytes_max}", 431)
 
-    def _remote_error(self, error: Exception) -> None:
+    def _remote_error(self, error: Exception, data: bytes = b"") -> None:
         if isinstance(error, RemoteProtocolError):
             self._refuse(error)
             return
@@ -271,7 +275,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             return
         status = 400
         if self._codec_types.too_large(error):
-            line_open = b"\r\n" not in self._head_start and self._head_bytes > 0
+            line_open = b"\r\n" not in self._head_start and b"\r\n" not in data and self._head_bytes > 0
             limits = self._protocol.limits
             status = 414 if line_open and self._head_bytes > limits.request_line_bytes_max else 431
         self._refuse(RemoteProtocolError(str(error), status))

@@ -252,6 +252,10 @@ class H1Exchange(UsualExchange, Exchange):
     def disconnected(self) -> bool:
         return self.connection.lost or (self.connection.peer_closed and not self.response_ended)
 
+    @property
+    def gone(self) -> bool:
+        return self.connection.lost
+
     def abort(self) -> None:
         self.response_started = self.response_ended = True
         self.connection.abort()

@@ -57,6 +57,8 @@ class HeadRules:
 
         `received_bytes`: how many bytes this head can have had at most.
         """
+        if head.http_version[:2] != b"1.":
+            raise RemoteProtocolError("this server speaks HTTP/1.1 and 1.0", 505)
         fields = head.headers
         hosts = fields.getall(b"host")
         if len(hosts) != 1 or hosts[0] not in self._hosts:
