@@ -287,6 +287,49 @@ def test_endings(tmp_path: Path) -> None:
     ]
 
 
+def test_a_cancellation_that_the_handler_lets_out_is_an_end(tmp_path: Path) -> None:
+    """Nobody cancelled the request: left without an end, it would be replayed at every start, to the same effect."""
+    server = Server()
+
+    @server.put("/")
+    async def handler(ctx: Context, req: Request) -> str:
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        await gone
+        return "never"
+
+    async def main() -> None:
+        await bench.start()
+        assert (await bench.request("PUT", b"/")).aborted
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    assert bench.states() == ["failed"]
+
+
+def test_a_head_too_large_for_a_record_is_refused(tmp_path: Path) -> None:
+    """What is redacted grows; the limit is on what is recorded."""
+    server = Server()
+    runs: list[str] = []
+
+    @server.put("/{rest:path}")
+    async def handler(ctx: Context, req: Request) -> str:
+        runs.append(req.method)
+        return "ok"
+
+    async def main() -> None:
+        await bench.start()
+        secrets = b"/?" + b"token=&" * 1100
+        fields = [(b"referer", b"http://a" + secrets)] * 5
+        assert (await bench.request("PUT", secrets, headers=fields)).status == 431
+        assert (await bench.request("PUT", b"/small")).status == 200
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    assert runs == ["PUT"]
+    assert bench.states() == ["done"]
+
+
 def test_ids_are_fixed_before_the_handler_runs(tmp_path: Path) -> None:
     """The trace and request id the handler sees are the ones on record, brought or made."""
     server = Server()

@@ -158,7 +158,33 @@ def test_a_request_whose_client_left_the_queue_is_not_started() -> None:
         release.set()
         await spine.wait_idle()
         assert started == [b"/first"]
+        assert second.aborted, "its connection would stay open for ever"
         assert spine.statistics().waiting == 0
+
+    run(main())
+
+
+def test_a_client_that_only_closed_its_sending_side_gets_its_answer_from_the_queue() -> None:
+    """As `nc -N` does: nothing more comes from it, and it waits."""
+
+    class HalfClosed(MemoryExchange):
+        disconnected = True
+        gone = False
+
+    release = asyncio.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        await release.wait()
+        exchange.respond(200, [], b"")
+
+    async def main() -> None:
+        spine = make(handler, tasks_max=1)
+        waiting = HalfClosed("GET", "/second")
+        spine.begin(MemoryExchange("GET", "/first"))
+        spine.begin(waiting)
+        release.set()
+        await spine.wait_idle()
+        assert waiting.status == 200
 
     run(main())
 
@@ -179,6 +205,7 @@ def test_an_error_of_the_application_object_stops_nothing(caplog: pytest.LogCapt
         for exchange in (MemoryExchange("GET", "/now"), MemoryExchange("GET", "/later")):
             spine.begin(exchange)
             await spine.wait_idle()
+            assert exchange.status == 500
         spine.begin(fine)
         await spine.wait_idle()
         assert fine.status == 200
@@ -186,6 +213,46 @@ def test_an_error_of_the_application_object_stops_nothing(caplog: pytest.LogCapt
 
     run(main())
     assert caplog.text.count("request task failed") == 2
+
+
+def test_an_error_after_the_head_of_the_answer_cuts_the_connection() -> None:
+    """A second head can not follow, and an answer that stops short must not look whole."""
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.start(200, [])
+        await exchange.send(b"half")
+        raise RuntimeError("on purpose")
+
+    async def main() -> None:
+        spine = make(handler)
+        exchange = MemoryExchange()
+        spine.begin(exchange)
+        await spine.wait_idle()
+        assert exchange.aborted
+
+    run(main())
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_cancellation_that_the_handler_lets_out_is_its_error(later: bool) -> None:
+    """It waited for something that was cancelled; nobody cancelled the request, so its client is told."""
+
+    async def handler(exchange: Exchange) -> None:
+        gone = asyncio.get_running_loop().create_future()
+        if later:
+            await asyncio.sleep(0)
+        gone.cancel()
+        await gone
+
+    async def main() -> None:
+        spine = make(handler)
+        exchange = MemoryExchange()
+        spine.begin(exchange)
+        await spine.wait_idle()
+        assert exchange.status == 500
+        assert spine.statistics().running == 0
+
+    run(main())
 
 
 def test_cancel_ends_what_runs_and_forgets_what_waits() -> None:
@@ -201,13 +268,14 @@ def test_cancel_ends_what_runs_and_forgets_what_waits() -> None:
 
     async def main() -> None:
         spine = make(handler, tasks_max=1)
-        waiting = MemoryExchange("GET", "/waiting")
-        spine.begin(MemoryExchange("GET", "/running"))
+        running, waiting = MemoryExchange("GET", "/running"), MemoryExchange("GET", "/waiting")
+        spine.begin(running)
         spine.begin(waiting)
         await asyncio.sleep(0)
         spine.cancel()
         await asyncio.wait_for(spine.wait_idle(), 5)
         assert cancelled == [b"/running"]
+        assert running.aborted, "no answer: a journaled one is replayed, and its client must not be told otherwise"
         assert waiting.aborted
         assert spine.statistics().waiting == 0
 

@@ -105,7 +105,12 @@ class Exchange(abc.ABC):
     @property
     @abc.abstractmethod
     def disconnected(self) -> bool:
-        """Whether the client has gone."""
+        """Whether the client has gone, or has closed its sending side."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether no answer can reach the client. One that has only closed its sending side still waits for it."""
+        return self.disconnected
 
     @abc.abstractmethod
     def abort(self) -> None:

@@ -26,6 +26,7 @@ from stellane.errors import (
     BodyTooLarge,
     ClientDisconnected,
     JournalError,
+    JournalPoisoned,
     LocalProtocolError,
     QueueFull,
     RemoteProtocolError,
@@ -75,7 +76,7 @@ class Spine:
         self._recorder = recorder
         # Every request starts from what start-up and the lifespan left, never from another request.
         self._context = contextvars.copy_context()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Exchange | None] = {}
         self._running = 0
         self._waiting = 0
         self._started_total = 0
@@ -96,32 +97,25 @@ class Spine:
             # A handler that never suspends is finished when this returns, with no turn of the loop.
             task = _Task(work, loop=self._loop, context=self._context.copy(), eager_start=True)  # type: ignore[call-arg]
             if task.done():
-                try:
-                    error = task.exception()
-                except asyncio.CancelledError:
-                    return
-                if error is not None:
-                    _log_failure(error)
+                _answer_for(task, exchange)
                 return
         else:
             task = self._loop.create_task(work, context=self._context.copy())
-        self._track(task)
+        self._track(task, exchange)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the replay of a recovered request beside the others, under the same count."""
         self._started_total += 1
-        self._track(self._loop.create_task(work, context=self._context.copy()))
+        self._track(self._loop.create_task(work, context=self._context.copy()), None)
 
-    def _track(self, task: asyncio.Task[None]) -> None:
+    def _track(self, task: asyncio.Task[None], exchange: Exchange | None) -> None:
         self._running += 1
-        self._tasks.add(task)
+        self._tasks[task] = exchange
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running -= 1
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log_failure(error)
+        _answer_for(task, self._tasks.pop(task))
         if self._waiting:
             self._start_waiting()
         if self._idle is not None and not self._running and not self._idle.done():
@@ -138,7 +132,9 @@ class Spine:
     def _start_waiting(self) -> None:
         while self._running < self._tasks_max and (entry := self._scheduler.next()) is not None:
             self._waiting -= 1
-            if not entry.work.disconnected:
+            if entry.work.gone:
+                entry.work.abort()
+            else:
                 self.begin(entry.work)
 
     async def _journaled(self, exchange: Exchange, recorder: Recorder) -> None:
@@ -155,13 +151,19 @@ class Spine:
         except JournalError as error:
             self._refused_total += 1
             _log.error("request refused: the journal does not take it", error=str(error))
-            _refuse(exchange, 503, b"the request could not be journaled and was not run\n")
+            # A failed write may have reached the disk all the same; then the next start finds the request.
+            fate = b"was not run; it may be after a restart" if isinstance(error, JournalPoisoned) else b"was not run"
+            _refuse(exchange, 503, b"the request could not be journaled and %b\n" % fate)
+            return
+        except ValueError as error:
+            _log.warning("request refused: it does not fit into a record of the journal", error=str(error))
+            _refuse(exchange, 431, b"the request's head is too large to be journaled; the request was not run\n")
             return
         try:
             await self._handle(recorded)
-        except asyncio.CancelledError:
-            raise  # no end on record: it is pending, and the next start replays it
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                raise  # no end on record: it is pending, and the next start replays it
             recorded.handler_raised(error)
             raise
         recorded.handler_returned()
@@ -200,6 +202,28 @@ def _refuse(exchange: Exchange, status: int, body: bytes) -> None:
         exchange.abort()
 
 
-def _log_failure(error: BaseException) -> None:
-    # Applications turn what handlers raise into answers; what gets here is a fault of ours or theirs.
-    _log.error("request task failed", exc_info=error)
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancels this task. A handler may also let out the cancellation of something it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _answer_for(task: asyncio.Task[None], exchange: Exchange | None) -> None:
+    """See to it that no request ends without an answer or an end of its connection.
+
+    Applications turn what handlers raise into answers; what gets here is a fault of ours or theirs.
+    """
+    if task.cancelled():
+        if exchange is None or exchange.response_ended:
+            return
+        _log.warning("a request was cancelled before it was answered", method=exchange.method)
+    elif (error := task.exception()) is not None:
+        _log.error("request task failed", exc_info=error)
+    else:
+        return
+    if exchange is None or exchange.response_ended:
+        return
+    if exchange.response_started or task.cancelling():
+        exchange.abort()
+    else:
+        _refuse(exchange, 500, b"the request failed\n")
