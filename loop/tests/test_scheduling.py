@@ -214,6 +214,37 @@ def test_priority_order_lets_what_is_urgent_overtake(run):
     run(main())
 
 
+def test_what_is_urgent_overtakes_a_flood_and_the_flood_still_gets_its_share(run):
+    """Under strict priority the second half fails: urgent work that never ends would be all that runs."""
+    flood, turns = 200, 2000
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_ready_order(stellane_loop.PriorityOrder(oldest_every=10))
+        ran = []
+
+        async def work(name, level):
+            stellane_loop.priority.set(level)
+            while len(ran) < turns:
+                await asyncio.sleep(0)
+                ran.append(name)
+
+        low = [asyncio.create_task(work(number, 1)) for number in range(flood)]
+        await asyncio.sleep(0)  # each of them waits in the queue now
+        await asyncio.sleep(0)
+        before = len(ran)
+        urgent = asyncio.create_task(work("urgent", -1))
+        await asyncio.gather(urgent, *low)
+        first = ran.index("urgent")
+        assert first - before < 5, "it waited behind the flood"
+        after = ran[first:turns]
+        assert 0.85 <= after.count("urgent") / len(after) <= 0.95
+        shares = [after.count(number) for number in range(flood)]
+        assert max(shares) - min(shares) <= 1, "the oldest is served first, so none is forgotten"
+
+    run(main())
+
+
 def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -229,6 +260,11 @@ def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
         assert len(set(ran)) == len(ran) == 20  # a poll between every two of them
 
     run(main())
+
+
+def test_an_order_that_never_serves_the_oldest_is_refused():
+    with pytest.raises(ValueError, match="oldest_every is 0; it is a number of callbacks, at least 1"):
+        stellane_loop.PriorityOrder(oldest_every=0)
 
 
 def test_setting_no_order_again_keeps_what_was_scheduled(loop):
