@@ -297,6 +297,50 @@ def test_slow_steps_of_a_task_are_reported_with_its_stack(run):
     run(main())
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_slow_plain_callbacks_and_last_steps_are_reported_without_a_stack(run, ordered):
+    async def main():
+        loop = asyncio.get_running_loop()
+        if ordered:
+            loop.set_ready_order(stellane_loop.PriorityOrder())
+        reports = []
+        loop.report_slow_callbacks(0.01, reports.append)
+
+        async def last():
+            await asyncio.sleep(0)
+            time.sleep(0.02)
+
+        loop.call_soon(time.sleep, 0.02)
+        loop.call_soon(int)
+        task = asyncio.create_task(last())
+        await task
+        await asyncio.sleep(0)
+        loop.report_slow_callbacks(0, None)
+        loop.call_soon(time.sleep, 0.02)
+        await asyncio.sleep(0)
+        assert [(report.task, report.stack) for report in reports] == [(None, []), (task, [])]
+        assert "sleep" in repr(reports[0].handle)
+
+    run(main())
+
+
+def test_a_report_that_fails_ends_nothing(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        heard = []
+        loop.set_exception_handler(lambda _, context: heard.append(context))
+        loop.report_slow_callbacks(0.0, lambda _: 1 / 0)
+        for _ in range(2):  # a step is reported once it has ended
+            await asyncio.sleep(0)
+        loop.report_slow_callbacks(0, None)
+        await asyncio.sleep(0)
+        assert heard
+        assert {type(context["exception"]) for context in heard} == {ZeroDivisionError}
+        assert "slow callback" in heard[0]["message"]
+
+    run(main())
+
+
 def test_measured_turns_and_lag_reach_the_statistics(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -306,8 +350,33 @@ def test_measured_turns_and_lag_reach_the_statistics(run):
         await asyncio.sleep(0.01)
         statistics = loop.statistics()
         assert statistics.lag_max_s >= 0.015
-        assert sum(statistics.turn_us_log2) > 0
         assert statistics.callbacks > 0
+        assert statistics.busy_s > 0
+
+    run(main())
+
+
+def test_turns_are_counted_by_their_length_while_they_are_measured(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        before = loop.statistics()
+        assert (before.callbacks, before.busy_s, before.lag_max_s, sum(before.turn_us_log2)) == (0, 0, 0, 0)
+        loop.measure_turns(True)
+        turns = loop.statistics().turns
+        for _ in range(10):
+            loop.call_soon(time.sleep, 0.002)
+            await asyncio.sleep(0)
+        after = loop.statistics()
+        assert sum(after.turn_us_log2) == after.turns - turns - 1  # the turn this runs in has not ended, nor began then
+        assert sum(after.turn_us_log2[11:]) >= 9  # 1,024 microseconds and longer
+        loop.measure_turns(False)
+        await asyncio.sleep(0)
+        counted = sum(loop.statistics().turn_us_log2)
+        await asyncio.sleep(0)
+        assert sum(loop.statistics().turn_us_log2) == counted
+        loop.measure_turns(True)
+        assert sum(loop.statistics().turn_us_log2) == 0
 
     run(main())
 
