@@ -13,6 +13,9 @@ import pytest
 
 import stellane_loop
 
+SLOW_S = 0.1
+"""Longer than a busy machine takes a callback's CPU away."""
+
 
 def test_callbacks_run_in_the_order_they_were_scheduled(loop):
     seen = []
@@ -281,17 +284,17 @@ def test_setting_no_order_again_keeps_what_was_scheduled(loop):
 def test_slow_steps_of_a_task_are_reported_with_its_stack(run):
     async def main():
         reports = []
-        asyncio.get_running_loop().report_slow_callbacks(0.01, reports.append)
+        asyncio.get_running_loop().report_slow_callbacks(SLOW_S, reports.append)
 
         async def inner():
-            time.sleep(0.02)
+            time.sleep(1.2 * SLOW_S)
             await asyncio.sleep(0.01)
 
         task = asyncio.create_task(inner())
         await task
         [report] = reports
         assert report.task is task
-        assert report.took_s >= 0.02
+        assert report.took_s >= SLOW_S
         assert report.stack[-1].f_code is inner.__code__
 
     run(main())
@@ -304,19 +307,19 @@ def test_slow_plain_callbacks_and_last_steps_are_reported_without_a_stack(run, o
         if ordered:
             loop.set_ready_order(stellane_loop.PriorityOrder())
         reports = []
-        loop.report_slow_callbacks(0.01, reports.append)
+        loop.report_slow_callbacks(SLOW_S, reports.append)
 
         async def last():
             await asyncio.sleep(0)
-            time.sleep(0.02)
+            time.sleep(1.2 * SLOW_S)
 
-        loop.call_soon(time.sleep, 0.02)
+        loop.call_soon(time.sleep, 1.2 * SLOW_S)
         loop.call_soon(int)
         task = asyncio.create_task(last())
         await task
         await asyncio.sleep(0)
         loop.report_slow_callbacks(0, None)
-        loop.call_soon(time.sleep, 0.02)
+        loop.call_soon(time.sleep, 1.2 * SLOW_S)
         await asyncio.sleep(0)
         assert [(report.task, report.stack) for report in reports] == [(None, []), (task, [])]
         assert "sleep" in repr(reports[0].handle)
