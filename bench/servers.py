@@ -66,15 +66,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
-    """Run the row's server on `cpu` for the block. Raises ServerError, with the server's output."""
+def serving(row: Row, cpu: int | None) -> Iterator[RunningServer]:
+    """Run the row's server on `cpu` for the block; None: wherever it likes. Raises ServerError, with its output."""
     with tempfile.TemporaryDirectory(prefix="stellane-bench-") as directory_name:
         directory = Path(directory_name)
         log = directory / "output.txt"
         port = free_port()
         # The directory is also the working directory, so no configuration file is picked up by chance.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS_OF_SERVERS)}
-        with log.open("wb") as output, running_on(cpu):
+        with log.open("wb") as output, contextlib.nullcontext() if cpu is None else running_on(cpu):
             process = subprocess.Popen(
                 row.command(port, directory),
                 cwd=directory,
@@ -88,7 +88,8 @@ def serving(row: Row, cpu: int) -> Iterator[RunningServer]:
             head = _wait_ready(process, port, row)
             if not owns_listener(process.pid, port):
                 raise ServerError(f"port {port} was answered by another program")
-            assert_pinned(process.pid, cpu)
+            if cpu is not None:
+                assert_pinned(process.pid, cpu)
             _check_facts(row, process.pid, log.read_text(errors="replace"))
             _check_poller(row, process.pid)
             yield RunningServer(process.pid, port, head)

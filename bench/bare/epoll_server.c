@@ -11,17 +11,8 @@
 #define _GNU_SOURCE
 #define SERVER_NAME "epoll"
 #include "http_answer.h"
-#include "listen.h"
-#include <errno.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <unistd.h>
-
-enum {
-    EVENTS_MAX = 256,
-};
 
 struct connection {
     int fd;
@@ -33,6 +24,8 @@ struct connection {
     char in[HEAD_BYTES_MAX];
     char out[OUT_BYTES];
 };
+
+#include "epoll_turns.h"
 
 /* Answer every complete request in `in`, as far as `out` has room. */
 static void answer_all(struct connection *c) {
@@ -71,7 +64,7 @@ static bool flush(struct connection *c) {
 }
 
 /* Read, answer, send until the socket has no more. False: close the connection. */
-static bool serve(struct connection *c) {
+static bool answer_and_send(struct connection *c) {
     bool socket_empty = false;
     for (;;) {
         answer_all(c);
@@ -91,56 +84,26 @@ static bool serve(struct connection *c) {
     }
 }
 
-static void accept_all(int epoll_fd, int listener) {
-    for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) return; /* EAGAIN, or a client that has gone */
-        int one = 1;
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        struct connection *c = calloc(1, sizeof *c);
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
-        if (c == NULL || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-            free(c);
-            close(fd);
-            continue;
-        }
-        c->fd = fd;
-    }
-}
-
 /* Wait for room to send while something waits, for requests otherwise. */
 static void watch(int epoll_fd, struct connection *c) {
     bool want_writable = c->out_len > 0;
     if (want_writable == c->waiting_writable) return;
-    struct epoll_event event = {.events = want_writable ? EPOLLOUT : EPOLLIN, .data.ptr = c};
-    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+    wait_for(epoll_fd, c->fd, c, want_writable ? EPOLLOUT : EPOLLIN);
     c->waiting_writable = want_writable;
 }
+
+static bool serve(int epoll_fd, struct connection *c) {
+    if (!answer_and_send(c)) return false;
+    watch(epoll_fd, c);
+    return true;
+}
+
+static void release(struct connection *c) { (void)c; }
+
+static void begin_turn(void) { refresh_date(); }
 
 int main(int argc, char **argv) {
     unsigned short port = port_argument(argc, argv, 2);
     signal(SIGPIPE, SIG_IGN);
-    int listener = listen_on(port, SOCK_NONBLOCK);
-    int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}; /* NULL marks the listener */
-    if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) < 0) {
-        perror("epoll_server: epoll");
-        return 1;
-    }
-    for (;;) {
-        struct epoll_event events[EVENTS_MAX];
-        int count = epoll_wait(epoll_fd, events, EVENTS_MAX, -1);
-        refresh_date();
-        for (int i = 0; i < count; i++) {
-            struct connection *c = events[i].data.ptr;
-            if (c == NULL) {
-                accept_all(epoll_fd, listener);
-            } else if (serve(c)) {
-                watch(epoll_fd, c);
-            } else {
-                close(c->fd);
-                free(c);
-            }
-        }
-    }
+    return run(port);
 }

@@ -11,18 +11,13 @@
  * usage: uring_echo PORT BUFFER_BYTES      (127.0.0.1; 0 picks a free port; the port is printed)
  */
 #define _GNU_SOURCE
-#include "listen.h"
-#include "ring.h"
-#include <netinet/tcp.h>
-#include <stdbool.h>
+#include "uring_turns.h"
 
 enum {
     BUFFERS = 512, /* power of two */
     GROUP = 1,
     NONE = -1,
 };
-
-enum tag { ACCEPT, RECEIVE, SEND };
 
 struct connection {
     int fd;
@@ -32,7 +27,6 @@ struct connection {
     struct connection *next_starved;
 };
 
-static int listener;
 static struct io_uring_buf_ring *buffers;
 static char *memory;
 static uint32_t buffer_bytes, buffer_len[BUFFERS];
@@ -40,13 +34,6 @@ static uint16_t buffers_tail;
 static int buffer_next[BUFFERS];
 static unsigned held; /* buffers that hold bytes to echo */
 static struct connection *starved;
-
-static void arm_accept(void) {
-    struct io_uring_sqe *sqe = new_sqe(IORING_OP_ACCEPT, listener, NULL, ACCEPT);
-    sqe->accept_flags = SOCK_CLOEXEC;
-    sqe->ioprio = IORING_ACCEPT_MULTISHOT;
-    push_sqe();
-}
 
 static void arm_receive(struct connection *c) {
     struct io_uring_sqe *sqe = new_sqe(IORING_OP_RECV, c->fd, c, RECEIVE);
@@ -95,14 +82,10 @@ static void close_if_over(struct connection *c) {
     free(c);
 }
 
-static void on_accept(const struct io_uring_cqe *cqe) {
-    if (!(cqe->flags & IORING_CQE_F_MORE)) arm_accept();
-    if (cqe->res < 0) return;
+static void on_connection(int fd) {
     struct connection *c = calloc(1, sizeof *c);
     if (c == NULL) die("uring_echo: calloc");
-    int one = 1;
-    setsockopt(cqe->res, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    c->fd = cqe->res;
+    c->fd = fd;
     c->first = NONE;
     arm_receive(c);
 }
@@ -132,13 +115,13 @@ static void on_receive(struct connection *c, const struct io_uring_cqe *cqe) {
     }
 }
 
-static void on_send(struct connection *c, const struct io_uring_cqe *cqe) {
+static void on_send(struct connection *c, int result) {
     c->sending = false;
-    if (cqe->res < 0) {
+    if (result < 0) {
         c->broken = true;
         shutdown(c->fd, SHUT_RDWR); /* ends the receive; a close alone would not */
     } else {
-        c->sent += (uint32_t)cqe->res;
+        c->sent += (uint32_t)result;
         if (c->sent == buffer_len[c->first]) drop_first(c);
     }
     if (c->first != NONE && !c->broken) arm_send(c);
@@ -156,14 +139,7 @@ static void provide_buffers(int real_ring_fd) {
     for (int id = 0; id < BUFFERS; id++) give_back(id);
 }
 
-static void on_completion(void *owner, unsigned tag, const struct io_uring_cqe *cqe) {
-    if (tag == ACCEPT)
-        on_accept(cqe);
-    else if (tag == RECEIVE)
-        on_receive(owner, cqe);
-    else
-        on_send(owner, cqe);
-}
+static void begin_turn(void) {}
 
 int main(int argc, char **argv) {
     listener = listen_on(port_argument(argc, argv, 3), 0);
@@ -173,9 +149,5 @@ int main(int argc, char **argv) {
         return 2;
     }
     provide_buffers(map_ring());
-    arm_accept();
-    for (;;) {
-        enter(1);
-        reap();
-    }
+    run();
 }

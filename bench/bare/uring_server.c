@@ -11,11 +11,7 @@
 #define _GNU_SOURCE
 #define SERVER_NAME "uring"
 #include "http_answer.h"
-#include "listen.h"
-#include "ring.h"
-#include <netinet/tcp.h>
-
-enum tag { ACCEPT, RECEIVE, SEND };
+#include "uring_turns.h"
 
 struct connection {
     int fd;
@@ -27,15 +23,6 @@ struct connection {
     char in[HEAD_BYTES_MAX];
     char out[OUT_BYTES];
 };
-
-static int listener;
-
-static void arm_accept(void) {
-    struct io_uring_sqe *sqe = new_sqe(IORING_OP_ACCEPT, listener, NULL, ACCEPT);
-    sqe->accept_flags = SOCK_CLOEXEC;
-    sqe->ioprio = IORING_ACCEPT_MULTISHOT;
-    push_sqe();
-}
 
 static void arm_receive(struct connection *c) {
     struct io_uring_sqe *sqe = new_sqe(IORING_OP_RECV, c->fd, c, RECEIVE);
@@ -88,22 +75,18 @@ static void go_on(struct connection *c) {
     }
 }
 
-static void on_accept(const struct io_uring_cqe *cqe) {
-    if (!(cqe->flags & IORING_CQE_F_MORE)) arm_accept();
-    if (cqe->res < 0) return;
+static void on_connection(int fd) {
     struct connection *c = calloc(1, sizeof *c);
     if (c == NULL) die("uring_server: calloc");
-    int one = 1;
-    setsockopt(cqe->res, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    c->fd = cqe->res;
+    c->fd = fd;
     arm_receive(c);
 }
 
-static void on_receive(struct connection *c, int result) {
+static void on_receive(struct connection *c, const struct io_uring_cqe *cqe) {
     c->receiving = false;
-    if (result > 0)
-        c->in_len += (size_t)result;
-    else if (result != -EINTR && result != -EAGAIN)
+    if (cqe->res > 0)
+        c->in_len += (size_t)cqe->res;
+    else if (cqe->res != -EINTR && cqe->res != -EAGAIN)
         c->eof = true;
     go_on(c);
 }
@@ -122,22 +105,10 @@ static void on_send(struct connection *c, int result) {
     go_on(c);
 }
 
-static void on_completion(void *owner, unsigned tag, const struct io_uring_cqe *cqe) {
-    if (tag == ACCEPT)
-        on_accept(cqe);
-    else if (tag == RECEIVE)
-        on_receive(owner, cqe->res);
-    else
-        on_send(owner, cqe->res);
-}
+static void begin_turn(void) { refresh_date(); }
 
 int main(int argc, char **argv) {
     listener = listen_on(port_argument(argc, argv, 2), 0);
     map_ring();
-    arm_accept();
-    for (;;) {
-        enter(1);
-        refresh_date();
-        reap();
-    }
+    run();
 }

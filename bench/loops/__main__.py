@@ -14,10 +14,19 @@ from rich.markup import escape
 from bench.build import BuildError
 from bench.http import choose_cpus
 from bench.loops import memory
-from bench.loops.bars import Outcome, all_held, check_bars, check_system_calls
+from bench.loops.bars import Outcome, all_held, check_bars, check_idle, check_system_calls
 from bench.loops.counting import Count, count_all, find_witness
 from bench.loops.memory import IdleMemory
-from bench.loops.report import count_table, cpu_by_loop, loop_of, memory_table, workload_table, write_json
+from bench.loops.modes import SECTIONS, ModeMeasurement, ModeSection, measure_section, summarize_modes
+from bench.loops.report import (
+    count_table,
+    cpu_by_loop,
+    loop_of,
+    memory_table,
+    modes_table,
+    workload_table,
+    write_json,
+)
 from bench.loops.tls import make_certificate
 from bench.loops.workloads import ECHO, WORKLOADS, Workload, rows_of
 from bench.measure import Measurement, Settings, Summary, prepare, run_rounds, summarize
@@ -39,6 +48,7 @@ class Run:
     summaries: dict[str, list[Summary]] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
     memory: list[IdleMemory] = field(default_factory=list)
+    modes: list[ModeMeasurement] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
     """Reasons, by row."""
 
@@ -91,12 +101,31 @@ class Run:
             return
         console.print(memory_table(self.memory, memory.CONNECTIONS))
 
+    def compare(self, section: ModeSection, rows: Sequence[Row]) -> None:
+        """A mode on and off."""
+        runnable = self.runnable(rows)
+        if not runnable:
+            return
+        measurements = measure_section(section, runnable, self.settings)
+        self.modes += measurements
+        title = f"{section.name}: {section.workload.title}"
+        console.print(modes_table(title, summarize_modes(runnable, measurements)))
+
     def outcomes(self, rows: Sequence[Row]) -> list[Outcome]:
         """The bars of every section that was asked for."""
         asked = {row.name.rpartition("/")[0] for row in rows}
         cpu = {w.name: cpu_by_loop(self.summaries.get(w.name, [])) for w in WORKLOADS if w.name in asked}
-        counted = {loop_of(c.row): c.witnessed for c in self.counts}
-        return check_bars(cpu) + (check_system_calls(counted, SYSTEM_CALLS) if SYSTEM_CALLS in asked else [])
+        found = check_bars(cpu)
+        if SYSTEM_CALLS in asked:
+            found += check_system_calls({loop_of(c.row): c.witnessed for c in self.counts}, SYSTEM_CALLS)
+        spinning = SECTIONS[0].name
+        if spinning in asked:
+            idle: dict[str, float] = {}
+            for m in (m for m in self.modes if m.row.startswith(f"{spinning}/")):
+                loop = m.row.rpartition("/")[2]
+                idle[loop] = max(m.idle_cpu, idle.get(loop, 0.0))
+            found += check_idle(idle, spinning)
+        return found
 
 
 def _say(line: str) -> None:
@@ -113,7 +142,8 @@ def _show(measurement: Measurement) -> None:
 def all_rows() -> list[Row]:
     """Every row there is."""
     workloads = [row for workload in WORKLOADS for row in rows_of(workload)]
-    return workloads + rows_of(ECHO, SYSTEM_CALLS) + rows_of(ECHO, IDLE_MEMORY)
+    modes = [row for section in SECTIONS for row in section.rows()]
+    return workloads + rows_of(ECHO, SYSTEM_CALLS) + rows_of(ECHO, IDLE_MEMORY) + modes
 
 
 def _run(run: Run, rows: Sequence[Row]) -> None:
@@ -132,6 +162,9 @@ def _run(run: Run, rows: Sequence[Row]) -> None:
             run.count(chosen)
         if chosen := section(IDLE_MEMORY):
             run.idle(chosen)
+        for mode in SECTIONS:
+            if chosen := section(mode.name):
+                run.compare(mode, chosen)
     except (BuildError, ServerError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -188,6 +221,7 @@ def main(
             measurements=run.measurements,
             counts=run.counts,
             memory=run.memory,
+            modes=run.modes,
             not_run=run.not_run,
             outcomes=outcomes,
         )

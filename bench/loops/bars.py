@@ -6,7 +6,8 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.loops.loops import STELLANE, UVLOOP
+from bench.loops.loops import SPINNING, STELLANE, UVLOOP
+from bench.loops.modes import IDLE_CPU_MAX
 from bench.loops.workloads import BARE, WORKLOADS
 
 BARE_C = "bare C"
@@ -79,9 +80,9 @@ def _outcome(bar: Bar, workload: str, loop: str, cpu: Mapping[str, float]) -> Ou
 def check_bars(cpu: Cpu) -> list[Outcome]:
     """Every bar on every workload in `cpu`. What was not run is told, and is not held."""
     outcomes = []
-    for workload in (w.name for w in WORKLOADS if w.name in cpu):
+    for workload, loops in ((w.name, {loop.name for loop in w.loops}) for w in WORKLOADS if w.name in cpu):
         for bar in (b for b in BARS if fnmatch.fnmatch(workload, b.workloads)):
-            of_loops = [_outcome(bar, workload, loop, cpu[workload]) for loop in STELLANE]
+            of_loops = [_outcome(bar, workload, loop, cpu[workload]) for loop in STELLANE if loop in loops]
             run = [outcome for outcome in of_loops if outcome.ratio is not None]
             if bar.better:
                 outcomes.append(min(run, key=lambda o: o.ratio or 0.0) if run else of_loops[0])
@@ -94,6 +95,13 @@ def check_system_calls(witnessed: Mapping[str, float], workload: str) -> list[Ou
     """The bar on system calls; `witnessed` is calls a request by loop."""
     loop = "stellane-io_uring"
     return [Outcome(workload, loop, "system calls a request", SYSTEM_CALLS_MAX, witnessed.get(loop))]
+
+
+def check_idle(idle_cpu: Mapping[str, float], workload: str) -> list[Outcome]:
+    """The bar on a loop that may spin and has nothing to do; `idle_cpu` is the part of a CPU by loop."""
+    return [
+        Outcome(workload, loop.name, "of a CPU while idle", IDLE_CPU_MAX, idle_cpu.get(loop.name)) for loop in SPINNING
+    ]
 
 
 def all_held(outcomes: Sequence[Outcome]) -> bool:

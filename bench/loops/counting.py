@@ -103,16 +103,27 @@ def find_witness() -> Witness | None:
     return Witness("strace") if shutil.which("strace") else None
 
 
-def own_system_calls(pid: int, log: Path) -> int | None:
-    """Ask the process for its loop's statistics; the system calls of its poller so far, if it tells."""
-    before = log.read_text(errors="replace").count("\nsystem_calls ")
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a server process says of its loop. None where the loop does not tell."""
+
+    system_calls: int | None
+    """Of its poller, so far."""
+    next_wait: tuple[int, int, int] | None
+    """How long it would look before it sleeps, how many events it would wait for and how long, ns."""
+
+
+def ask_loop(pid: int, log: Path) -> Told:
+    """Ask the server process. Raises ServerError when it does not answer."""
+    told = re.compile(r"(?m)^next_wait (.*)\nsystem_calls (.*)\n")
+    before = len(told.findall(log.read_text(errors="replace")))
     os.kill(pid, signal.SIGUSR2)
     deadline = time.monotonic() + WITNESS_TIMEOUT_S
     while time.monotonic() < deadline:
-        lines = re.findall(r"(?m)^system_calls (.*)$", log.read_text(errors="replace"))
-        if len(lines) > before:
-            counted: int | None = json.loads(lines[-1])
-            return counted
+        found = told.findall(log.read_text(errors="replace"))
+        if len(found) > before:
+            wait, counted = (json.loads(text) for text in found[-1])
+            return Told(counted, tuple(wait) if wait else None)
         time.sleep(0.02)
     raise ServerError("it did not tell what its loop has counted")
 
@@ -127,14 +138,14 @@ def count(row: Row, workload: Workload, settings: Settings, witness: Witness) ->
         output = log.with_name("count.txt").resolve()
 
         def at_start() -> None:
-            own.append(own_system_calls(server.pid, log) if speaks else None)
+            own.append(ask_loop(server.pid, log).system_calls if speaks else None)
             witness.attach(server.pid, output)
             used.append(read_cpu(server.pid))
 
         def at_end() -> None:
             used.append(read_cpu(server.pid))
             witness.detach()
-            own.append(own_system_calls(server.pid, log) if speaks else None)
+            own.append(ask_loop(server.pid, log).system_calls if speaks else None)
 
         command = echo_command(server.port, workload.connections, COUNT_S, workload.message_bytes)
         try:

@@ -7,7 +7,8 @@ import importlib
 import selectors
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 STELLANE = ("stellane-epoll", "stellane-io_uring")
 UVLOOP = "uvloop"
@@ -83,12 +84,47 @@ LOOPS = (
 )
 
 
+SPIN_US_MAX, BATCH_WAIT_US_MAX = 50, 50
+"""What the modes below allow the loop; 50 is the default of Stellane's configuration too."""
+
+
+def _in_mode(poller: str, mode: str, title: str, enter: Callable[[Any], object]) -> Loop:
+    """Stellane's loop after `enter(loop)`."""
+    plain = _stellane_loop(poller)
+
+    def new() -> asyncio.AbstractEventLoop:
+        loop = plain.new()
+        enter(loop)
+        return loop
+
+    return replace(plain, name=f"{plain.name}+{mode}", title=f"{poller}, {title}", new=new)
+
+
+def _order_by_priority(loop: Any) -> None:
+    loop.set_ready_order(importlib.import_module("stellane_loop").PriorityOrder())
+
+
+SPINNING = tuple(
+    _in_mode(poller, "spin", "adaptive polling", lambda loop: loop.set_adaptive_polling(SPIN_US_MAX))
+    for poller in ("epoll", "io_uring")
+)
+BATCHING = _in_mode("io_uring", "batch", "batching", lambda loop: loop.set_adaptive_polling(0, BATCH_WAIT_US_MAX))
+OBSERVED = (
+    _in_mode("epoll", "slow", "slow callbacks", lambda loop: loop.report_slow_callbacks(1.0, print)),
+    _in_mode("epoll", "measured", "measured", lambda loop: loop.measure_turns(True)),
+    _in_mode("epoll", "priority", "by priority", _order_by_priority),
+)
+"""What asking for more than first in, first out costs; each is one test while nobody asks."""
+
+MODES = (*SPINNING, BATCHING, *OBSERVED)
+
+
 def loop_named(name: str) -> Loop:
-    """The loop of that name. Raises LookupError."""
-    for loop in LOOPS:
+    """The loop of that name, or the mode. Raises LookupError."""
+    for loop in (*LOOPS, *MODES):
         if loop.name == name:
             return loop
-    raise LookupError(f"no loop is called {name!r}; there are {', '.join(loop.name for loop in LOOPS)}")
+    raise LookupError(f"no loop is called {name!r}; there are {', '.join(loop.name for loop in (*LOOPS, *MODES))}")
 
 
 def identity(loop: asyncio.AbstractEventLoop) -> str:

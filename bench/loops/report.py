@@ -13,6 +13,7 @@ from bench.loops.bars import BARE_C, Outcome
 from bench.loops.counting import Count
 from bench.loops.loops import UVLOOP
 from bench.loops.memory import IdleMemory
+from bench.loops.modes import ModeMeasurement, ModeSummary
 from bench.loops.workloads import BARE, Workload
 from bench.measure import Measurement, Summary
 from bench.rows import Row
@@ -84,6 +85,25 @@ def memory_table(found: Sequence[IdleMemory], connections: int) -> Table:
     return table
 
 
+def modes_table(title: str, summaries: Sequence[ModeSummary]) -> Table:
+    """A mode on and off: latency, CPU time and system calls a request, and CPU time without any."""
+    off = {loop_of(s.row): s for s in summaries}
+    table = _table(title, "", "p50 µs", "p99 µs", "CPU µs", "x off", "a second", "calls", "idle CPU", "at work")
+    for s in summaries:
+        table.add_row(
+            s.row.title,
+            f"{s.p50_us:.1f}",
+            f"{s.p99_us:.1f}",
+            f"{s.cpu_us:.3f}",
+            _ratio(s.cpu_us, off[loop_of(s.row).partition("+")[0]].cpu_us),
+            f"{s.requests_per_s:,.0f}",
+            f"{s.system_calls:.3f}",
+            f"{s.idle_cpu_max:.1%}",
+            f"{s.at_work} of {s.rounds}" if "+" in s.row.name else "-",
+        )
+    return table
+
+
 def write_json(
     path: Path,
     *,
@@ -91,6 +111,7 @@ def write_json(
     measurements: Sequence[Measurement],
     counts: Sequence[Count],
     memory: Sequence[IdleMemory],
+    modes: Sequence[ModeMeasurement],
     not_run: Mapping[str, str],
     outcomes: Sequence[Outcome],
 ) -> None:
@@ -106,6 +127,7 @@ def write_json(
             {"row": m.row.name, "bytes_per_connection": m.bytes_per_connection, "empty_bytes": m.empty_bytes}
             for m in memory
         ],
+        "modes": [asdict(m) for m in modes],
         "not_run": dict(not_run),
         "bars": [asdict(o) | {"held": o.held} for o in outcomes],
     }

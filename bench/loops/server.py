@@ -40,10 +40,15 @@ WORKS: dict[str, Callable[[], Work]] = {
 }
 
 
-def tell_system_calls(loop: Any) -> None:
-    """Write how many system calls the loop has counted, as one line: a number, or null where it does not count."""
+def tell(loop: Any) -> None:
+    """Write what the loop says of itself, null where it says nothing.
+
+    How it would wait now, as [ns to look before it sleeps, events to wait for, ns to wait for them], and
+    in the last line how many system calls it has counted.
+    """
+    wait = loop._next_wait() if hasattr(loop, "_next_wait") else None
     counted = loop.statistics().system_calls if hasattr(loop, "statistics") else None
-    print("system_calls", json.dumps(counted), flush=True)
+    print(f"next_wait {json.dumps(wait)}\nsystem_calls {json.dumps(counted)}", flush=True)
 
 
 def serve(loop: asyncio.AbstractEventLoop, workload: str, port: int, directory: Path) -> None:
@@ -54,7 +59,7 @@ def serve(loop: asyncio.AbstractEventLoop, workload: str, port: int, directory: 
         await loop.create_future()
 
     # Not the loop's own signal handling: it may be the thing that is missing.
-    signal.signal(signal.SIGUSR2, lambda *_: tell_system_calls(loop))
+    signal.signal(signal.SIGUSR2, lambda *_: tell(loop))
     loop.run_until_complete(main())
 
 

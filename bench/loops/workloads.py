@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.build import BUILD
 from bench.load import WARMUP_S, LoadResult, run_generator
 from bench.loops.control import ask_work, load_work
-from bench.loops.loops import LOOPS, STELLANE, Loop
+from bench.loops.loops import LOOPS, OBSERVED, STELLANE, UVLOOP, Loop, loop_named
 from bench.loops.tls import DIRECTORY, client_context
 from bench.rows import Row
 from bench.servers import READY_TIMEOUT_S, ServerError
@@ -26,13 +26,17 @@ BARE = ("bare-epoll", "bare-io_uring")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One program that every loop runs. `server` is its name in server.py; `message_bytes` is 0 without messages."""
+    """One program that every loop of `loops` runs.
+
+    `server` is its name in server.py; `message_bytes` is 0 without messages.
+    """
 
     name: str
     title: str
     server: str
     message_bytes: int = 0
     connections: int = 64
+    loops: tuple[Loop, ...] = LOOPS
 
     @property
     def is_echo(self) -> bool:
@@ -55,6 +59,12 @@ WORKLOADS = (
     Workload("http", "HTTP plaintext by protocol-http", "http"),
     Workload("call-soon-chain", "call_soon, one after the other", "call-soon-chain"),
     Workload("call-soon-batch", "call_soon, 1,000 a turn", "call-soon-batch"),
+    Workload(
+        "call-soon-observed",
+        "call_soon, 1,000 a turn, and what may be asked of the turns",
+        "call-soon-batch",
+        loops=(loop_named("stellane-epoll"), *OBSERVED, loop_named(UVLOOP)),
+    ),
     Workload("timers", "call_later, 100,000 timers, half of them cancelled", "timers"),
     Workload("threadsafe", "call_soon_threadsafe from four threads", "threadsafe"),
     Workload("spawn", "a subprocess and its output", "spawn"),
@@ -134,7 +144,9 @@ def _asking(workload: Workload) -> tuple[Callable[[int], str] | None, Callable[.
     return ask_work, load_work
 
 
-def _loop_row(workload: Workload, loop: Loop) -> Row:
+def loop_row(workload: Workload, loop: Loop) -> Row:
+    """The row `<workload>/<loop>`."""
+
     def command(port: int, _directory: Path) -> list[str]:
         return [sys.executable, str(SERVER), loop.name, workload.server, str(port), str(DIRECTORY)]
 
@@ -152,7 +164,7 @@ def _loop_row(workload: Workload, loop: Loop) -> Row:
         says=(
             rf"(?m)^loop {loop.type_name}$",
             rf"(?m)^module .*{re.escape(loop.file_part)}",
-            *((rf"(?m)^poller {loop.polls}$",) if loop.name in STELLANE else ()),
+            *((rf"(?m)^poller {loop.polls}$",) if loop.name.partition("+")[0] in STELLANE else ()),
             *((r"(?m)^codec zttp, compiled$",) if http else ()),
         ),
         maps=(*((loop.maps,) if loop.maps else ()), *(("/zttp/", "/usual_request.") if http else ())),
@@ -194,5 +206,5 @@ def _bare_rows(workload: Workload) -> list[Row]:
 
 def rows_of(workload: Workload, name: str = "") -> list[Row]:
     """Every row of the workload's table; names are `<workload>/<loop>`, or `<name>/<loop>`."""
-    rows = [*_bare_rows(workload), *(_loop_row(workload, loop) for loop in LOOPS)]
+    rows = [*_bare_rows(workload), *(loop_row(workload, loop) for loop in workload.loops)]
     return [replace(row, name=f"{name}/{row.name.rpartition('/')[2]}") for row in rows] if name else rows

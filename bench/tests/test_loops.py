@@ -19,9 +19,10 @@ from bench.build import compile_program
 from bench.cpu import read_cpu, read_rss_bytes
 from bench.loops import callbacks, control, memory
 from bench.loops.__main__ import Run, all_rows, main
-from bench.loops.bars import all_held, check_bars, check_system_calls
+from bench.loops.bars import all_held, check_bars, check_idle, check_system_calls
 from bench.loops.counting import count, find_witness, parse_total
-from bench.loops.loops import LOOPS
+from bench.loops.loops import LOOPS, MODES
+from bench.loops.modes import SECTIONS, ModeSection, measure_mode, measure_section, summarize_modes
 from bench.loops.workloads import ECHO, WORKLOADS, rows_of
 from bench.measure import Settings
 from bench.rows import Row
@@ -41,10 +42,14 @@ def test_every_workload_has_a_row_for_every_loop_and_no_name_is_used_twice() -> 
     names = [row.name for row in all_rows()]
     assert len(set(names)) == len(names)
     for workload in WORKLOADS:
-        assert {f"{workload.name}/{loop.name}" for loop in LOOPS} <= set(names)
+        assert {f"{workload.name}/{loop.name}" for loop in workload.loops} <= set(names)
+    for loop in (*LOOPS, *MODES):
+        assert any(name.endswith(f"/{loop.name}") for name in names)
 
 
-@pytest.mark.parametrize("workload", [w.name for w in WORKLOADS if w.name not in {"tls-1k", "timers"}])
+@pytest.mark.parametrize(
+    "workload", [w.name for w in WORKLOADS if w.loops is LOOPS and w.name not in {"tls-1k", "timers"}]
+)
 def test_row_of_the_standard_loop_starts_and_is_what_it_says(build: Path, workload: str) -> None:
     """The server process of every workload answers rightly and shows its loop, its file and its poller."""
     del build
@@ -231,6 +236,57 @@ def test_idle_memory_is_of_connections_that_are_open_and_answered(monkeypatch: p
     each, empty = memory.measure_idle(row_named("idle-memory/asyncio"), SETTINGS)
     assert 500 < each < 50_000
     assert empty > 1_000_000
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_modes_are_measured_under_load_and_in_silence(section: ModeSection) -> None:
+    pytest.importorskip("stellane_loop")
+    compile_program("echo_load")
+    rows = section.rows()[-2:]
+    for row in rows:
+        try:
+            with serving(row, CPU):
+                pass
+        except ServerError as error:
+            pytest.skip(f"not run: {error}")
+    found = measure_section(section, rows, dataclasses.replace(SETTINGS, seconds=1.5))
+    assert [s.row for s in summarize_modes(rows, found)] == rows
+    for m in found:
+        assert m.requests > 100
+        assert 0 < m.p50_us <= m.p99_us
+        assert 0 < m.system_calls < 10
+        assert m.idle_cpu < 0.05
+        assert "+" in m.row or (m.spin_us, m.wait_events) == (0, 1)
+
+
+def test_loop_that_does_not_sleep_when_idle_is_found(tmp_path: Path) -> None:
+    """The silence is measured with the connections open, after the load."""
+    compile_program("echo_load")
+    server = tmp_path / "burning.py"
+    server.write_text(
+        "import asyncio, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from bench.loops import server\n"
+        "class Loop(asyncio.SelectorEventLoop):\n"
+        "    def _next_wait(self): return 50000, 1, 0\n"
+        "    def statistics(self):\n"
+        "        self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        return type('', (), {'system_calls': self.calls})\n"
+        "    def _run_once(self):\n"
+        "        self.call_soon(int)\n"
+        "        super()._run_once()\n"
+        "loop = Loop()\n"
+        "server.serve(loop, 'protocol', int(sys.argv[1]), None)\n"
+    )
+    row = Row("x/burning+spin", "burning", lambda port, _d: [sys.executable, str(server), str(port)],
+              ask=rows_of(ECHO)[0].ask)  # fmt: skip
+    found = measure_mode(row, SECTIONS[1], dataclasses.replace(SETTINGS, seconds=1.0), 0)
+    assert found.idle_cpu > 0.05
+    assert found.spin_us == 50
+    [summary] = summarize_modes([row], [found])
+    assert summary.at_work == 1
+    outcomes = check_idle({"stellane-epoll+spin": found.idle_cpu, "stellane-io_uring+spin": 0.0}, "adaptive-polling")
+    assert [outcome.held for outcome in outcomes] == [False, True]
 
 
 PERF = "# started\n\n137710,,raw_syscalls:sys_enter,1001234,100.00,,\n"

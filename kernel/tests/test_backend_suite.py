@@ -80,6 +80,8 @@ def write_suite(path: Path) -> None:
             f"    deadline_s = {DEADLINE_S}",
             "    def make_backend(self):",
             f"        return {made}",
+            "    def make_ordered_backend(self):",
+            f"        return {made}",
         ]
     path.write_text("\n".join(lines) + "\n" + GUARDS)
 

@@ -266,6 +266,8 @@ class TestWrongValues:
             ("http", "root_path = '/api/'", 'must be "" or a path that begins with "/" and does not end with it.'),
             ("performance", "poll_spin_us_max = 0", "must be an integer from 1 to 10000."),
             ("performance", "batch_wait_us_max = 10001", "must be an integer from 0 to 10000."),
+            ("performance", 'ready_order = "lifo"', 'must be one of: "fifo", "priority".'),
+            ("performance", "turn_budget_us = 0", "must be an integer from 1 to 1000000."),
         ],
     )
     def test_other_sections(self, section: str, line: str, said: str) -> None:

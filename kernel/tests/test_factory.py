@@ -231,6 +231,7 @@ def test_specifications_backend_custom_is_refused_when_it_is_selected() -> None:
     [
         ("adaptive_polling", True, "true", Capability.ADAPTIVE_POLLING),
         ("batch_wait_us_max", 50, "50", Capability.BATCHING),
+        ("ready_order", "priority", '"priority"', Capability.OWN_READY_QUEUE),
     ],
 )
 def test_a_setting_that_the_backend_would_ignore_is_refused(

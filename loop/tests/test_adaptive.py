@@ -91,6 +91,20 @@ def test_idle_costs_nothing(run):
     assert run(main()) < IDLE_S / 5
 
 
+def test_idle_after_a_load_that_was_batched_is_sleep(loop, poller):
+    """With no timer to wait for either: a wait for many events is no reason to come back with none."""
+
+    async def main() -> int:
+        loop.set_adaptive_polling(0, 50)
+        await echo_all()
+        assert loop._next_wait()[1] > 1, f"{poller}: {CONNECTIONS} busy connections were no load"
+        before = loop.statistics().turns
+        await loop.run_in_executor(None, time.sleep, IDLE_S)
+        return loop.statistics().turns - before
+
+    assert loop.run_until_complete(main()) < IDLE_S / 50e-6 / 100
+
+
 def test_a_wake_from_another_thread_is_not_missed(run):
     """While the loop looks, and while it sleeps."""
 

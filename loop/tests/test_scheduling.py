@@ -13,6 +13,9 @@ import pytest
 
 import stellane_loop
 
+SLOW_S = 0.1
+"""Longer than a busy machine takes a callback's CPU away."""
+
 
 def test_callbacks_run_in_the_order_they_were_scheduled(loop):
     seen = []
@@ -214,6 +217,37 @@ def test_priority_order_lets_what_is_urgent_overtake(run):
     run(main())
 
 
+def test_what_is_urgent_overtakes_a_flood_and_the_flood_still_gets_its_share(run):
+    """Under strict priority the second half fails: urgent work that never ends would be all that runs."""
+    flood, turns = 200, 2000
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_ready_order(stellane_loop.PriorityOrder(oldest_every=10))
+        ran = []
+
+        async def work(name, level):
+            stellane_loop.priority.set(level)
+            while len(ran) < turns:
+                await asyncio.sleep(0)
+                ran.append(name)
+
+        low = [asyncio.create_task(work(number, 1)) for number in range(flood)]
+        await asyncio.sleep(0)  # each of them waits in the queue now
+        await asyncio.sleep(0)
+        before = len(ran)
+        urgent = asyncio.create_task(work("urgent", -1))
+        await asyncio.gather(urgent, *low)
+        first = ran.index("urgent")
+        assert first - before < 5, "it waited behind the flood"
+        after = ran[first:turns]
+        assert 0.85 <= after.count("urgent") / len(after) <= 0.95
+        shares = [after.count(number) for number in range(flood)]
+        assert max(shares) - min(shares) <= 1, "the oldest is served first, so none is forgotten"
+
+    run(main())
+
+
 def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
     async def main():
         loop = asyncio.get_running_loop()
@@ -231,6 +265,11 @@ def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
     run(main())
 
 
+def test_an_order_that_never_serves_the_oldest_is_refused():
+    with pytest.raises(ValueError, match="oldest_every is 0; it is a number of callbacks, at least 1"):
+        stellane_loop.PriorityOrder(oldest_every=0)
+
+
 def test_setting_no_order_again_keeps_what_was_scheduled(loop):
     seen = []
     loop.set_ready_order(stellane_loop.PriorityOrder())
@@ -245,18 +284,62 @@ def test_setting_no_order_again_keeps_what_was_scheduled(loop):
 def test_slow_steps_of_a_task_are_reported_with_its_stack(run):
     async def main():
         reports = []
-        asyncio.get_running_loop().report_slow_callbacks(0.01, reports.append)
+        asyncio.get_running_loop().report_slow_callbacks(SLOW_S, reports.append)
 
         async def inner():
-            time.sleep(0.02)
+            time.sleep(1.2 * SLOW_S)
             await asyncio.sleep(0.01)
 
         task = asyncio.create_task(inner())
         await task
         [report] = reports
         assert report.task is task
-        assert report.took_s >= 0.02
+        assert report.took_s >= SLOW_S
         assert report.stack[-1].f_code is inner.__code__
+
+    run(main())
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_slow_plain_callbacks_and_last_steps_are_reported_without_a_stack(run, ordered):
+    async def main():
+        loop = asyncio.get_running_loop()
+        if ordered:
+            loop.set_ready_order(stellane_loop.PriorityOrder())
+        reports = []
+        loop.report_slow_callbacks(SLOW_S, reports.append)
+
+        async def last():
+            await asyncio.sleep(0)
+            time.sleep(1.2 * SLOW_S)
+
+        loop.call_soon(time.sleep, 1.2 * SLOW_S)
+        loop.call_soon(int)
+        task = asyncio.create_task(last())
+        await task
+        await asyncio.sleep(0)
+        loop.report_slow_callbacks(0, None)
+        loop.call_soon(time.sleep, 1.2 * SLOW_S)
+        await asyncio.sleep(0)
+        assert [(report.task, report.stack) for report in reports] == [(None, []), (task, [])]
+        assert "sleep" in repr(reports[0].handle)
+
+    run(main())
+
+
+def test_a_report_that_fails_ends_nothing(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        heard = []
+        loop.set_exception_handler(lambda _, context: heard.append(context))
+        loop.report_slow_callbacks(0.0, lambda _: 1 / 0)
+        for _ in range(2):  # a step is reported once it has ended
+            await asyncio.sleep(0)
+        loop.report_slow_callbacks(0, None)
+        await asyncio.sleep(0)
+        assert heard
+        assert {type(context["exception"]) for context in heard} == {ZeroDivisionError}
+        assert "slow callback" in heard[0]["message"]
 
     run(main())
 
@@ -270,8 +353,33 @@ def test_measured_turns_and_lag_reach_the_statistics(run):
         await asyncio.sleep(0.01)
         statistics = loop.statistics()
         assert statistics.lag_max_s >= 0.015
-        assert sum(statistics.turn_us_log2) > 0
         assert statistics.callbacks > 0
+        assert statistics.busy_s > 0
+
+    run(main())
+
+
+def test_turns_are_counted_by_their_length_while_they_are_measured(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        before = loop.statistics()
+        assert (before.callbacks, before.busy_s, before.lag_max_s, sum(before.turn_us_log2)) == (0, 0, 0, 0)
+        loop.measure_turns(True)
+        turns = loop.statistics().turns
+        for _ in range(10):
+            loop.call_soon(time.sleep, 0.002)
+            await asyncio.sleep(0)
+        after = loop.statistics()
+        assert sum(after.turn_us_log2) == after.turns - turns - 1  # the turn this runs in has not ended, nor began then
+        assert sum(after.turn_us_log2[11:]) >= 9  # 1,024 microseconds and longer
+        loop.measure_turns(False)
+        await asyncio.sleep(0)
+        counted = sum(loop.statistics().turn_us_log2)
+        await asyncio.sleep(0)
+        assert sum(loop.statistics().turn_us_log2) == counted
+        loop.measure_turns(True)
+        assert sum(loop.statistics().turn_us_log2) == 0
 
     run(main())
 

@@ -11,6 +11,7 @@ import pluggy
 
 from stellane.abc import Backend, Capability, JournalEngine, Protocol, RecoveryPolicy, Scheduler
 from stellane.config import Config, Origin
+from stellane.config.keys import show
 from stellane.errors import (
     ConfigError,
     PluginConflict,
@@ -177,12 +178,13 @@ class RuntimeFactory:
         wanted = {
             "adaptive_polling": (performance.adaptive_polling, Capability.ADAPTIVE_POLLING),
             "batch_wait_us_max": (performance.batch_wait_us_max, Capability.BATCHING),
+            "ready_order": (performance.ready_order, Capability.OWN_READY_QUEUE),
         }
         for key, (value, capability) in wanted.items():
-            if value and capability not in backend.capabilities:
+            if value not in (False, 0, "fifo") and capability not in backend.capabilities:
                 where = self._origins.get(f"performance.{key}", Origin())
                 raise ConfigError(
-                    f"{where}: performance.{key} = {str(value).lower()}: backend '{name}' does not have the capability "
+                    f"{where}: performance.{key} = {show(value)}: backend '{name}' does not have the capability "
                     f"{capability}. Leave the key out, or choose a backend that has it."
                 )
 

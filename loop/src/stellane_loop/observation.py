@@ -7,7 +7,7 @@ from types import FrameType
 
 @dataclass(frozen=True)
 class LoopStatistics:
-    """Counted since the loop was made. The turn and lag fields stay 0 until `loop.measure_turns(True)`."""
+    """Counted since the loop was made; callbacks, times and turn lengths since `loop.measure_turns(True)`, else 0."""
 
     poller: str
     turns: int

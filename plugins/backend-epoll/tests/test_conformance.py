@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stellane.config import PerformanceConfig
 from stellane.testing.backend import BackendConformance
 from stellane_backend_epoll import EpollBackend
 
@@ -11,3 +12,15 @@ class TestEpollBackend(BackendConformance):
 
     def make_backend(self) -> EpollBackend:
         return EpollBackend()
+
+    def make_ordered_backend(self) -> EpollBackend:
+        return EpollBackend(PerformanceConfig(ready_order="priority"))
+
+
+class TestOrderedEpollBackend(BackendConformance):
+    """The same while callbacks are ordered by priority: all other rules hold there too."""
+
+    def make_backend(self) -> EpollBackend:
+        return EpollBackend(PerformanceConfig(ready_order="priority"))
+
+    make_ordered_backend = make_backend

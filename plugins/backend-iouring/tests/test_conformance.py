@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stellane.config import PerformanceConfig
 from stellane.testing.backend import BackendConformance
 from stellane_backend_iouring import IoUringBackend, stellane_probe
 
@@ -16,3 +17,15 @@ class TestIoUringBackend(BackendConformance):
 
     def make_backend(self) -> IoUringBackend:
         return IoUringBackend()
+
+    def make_ordered_backend(self) -> IoUringBackend:
+        return IoUringBackend(PerformanceConfig(ready_order="priority"))
+
+
+class TestOrderedIoUringBackend(BackendConformance):
+    """The same while callbacks are ordered by priority: all other rules hold there too."""
+
+    def make_backend(self) -> IoUringBackend:
+        return IoUringBackend(PerformanceConfig(ready_order="priority"))
+
+    make_ordered_backend = make_backend

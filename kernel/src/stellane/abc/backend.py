@@ -25,6 +25,7 @@ class Capability(enum.StrEnum):
     SUBPROCESS = "subprocess"
     UDP = "udp"
     OWN_READY_QUEUE = "own-ready-queue"
+    """It takes performance.ready_order, and orders by the priority that `schedule` is given."""
     ADAPTIVE_POLLING = "adaptive-polling"
     """It takes performance.adaptive_polling."""
     BATCHING = "batching"
@@ -91,6 +92,9 @@ class Backend(abc.ABC):
         an `asyncio.Future`-like handle that may be waited for with `result()` there
         (`concurrent.futures.Future`). Before `run`, the coroutine starts when the loop does. The
         backend keeps the task until it ends; the caller need not.
+        Where callbacks are ordered (performance.ready_order) `priority` is that of every step of
+        the task and, unless they are given their own, of the tasks it creates; a `context` that
+        the caller is in keeps the priority it has. Elsewhere it has no effect.
         Raises RuntimeError, and closes the coroutine, when the backend is closed.
         """
 

@@ -35,6 +35,9 @@ _Waiting = tuple[Coroutine[Any, Any, Any], Priority, str | None, contextvars.Con
 class LoopBackend(Backend):
     """A backend around any asyncio loop. Subclasses define `new_event_loop` and `capabilities`."""
 
+    priority_variable: contextvars.ContextVar[int] | None = None
+    """By what the loop orders callbacks: lower is more urgent, and unset, or 0, is NORMAL. None: it does not."""
+
     def __init__(self) -> None:
         # Reentrant: a Python signal handler may call `stop` while this very thread is in `schedule`.
         self._lock = threading.RLock()
@@ -108,7 +111,8 @@ class LoopBackend(Backend):
                 self._waiting.append((coro, priority, key, context, handle))
             elif self._state is _State.RUNNING:
                 assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._start_waiting, coro, priority, key, context, handle)
+                waiting = (coro, priority, key, context, handle)
+                self._loop.call_soon_threadsafe(self._start_waiting, *waiting, context=self._starting(priority))
             else:
                 coro.close()
                 raise RuntimeError(f"cannot schedule a coroutine: the backend is {self._state.value}")
@@ -131,19 +135,22 @@ class LoopBackend(Backend):
     def start_task(
         self,
         coro: Coroutine[Any, Any, Any],
-        priority: Priority,  # noqa: ARG002 - for loops that own their ready queue
-        key: str | None,  # noqa: ARG002
+        priority: Priority,
+        key: str | None,  # noqa: ARG002 - for backends of several loops
         context: contextvars.Context | None,
     ) -> asyncio.Task[Any]:
         """Make the task of a scheduled coroutine. On the loop's thread, while it runs.
 
-        An ordinary asyncio loop starts tasks first in, first out, so `priority` and `key` have
-        no effect here. A loop that owns its ready queue (Capability.OWN_READY_QUEUE) overrides
-        this method and orders by them.
+        An ordinary asyncio loop runs callbacks first in, first out, so `priority` has no effect
+        there. A loop that orders them by a context variable (`priority_variable`) finds it there.
         """
         loop = self._loop
         assert loop is not None
         self._scheduled_total += 1
+        if self.priority_variable is not None:
+            context = contextvars.copy_context() if context is None else context
+            if not _is_entered(context):  # else it is the caller's own, and so is the priority in it
+                context.run(self.priority_variable.set, priority - Priority.NORMAL)
         if (
             sys.version_info >= (3, 12)
             and loop.is_running()
@@ -181,9 +188,17 @@ class LoopBackend(Backend):
         self._thread_id = threading.get_ident()
         self._state = _State.RUNNING
         for waiting in self._waiting:
-            loop.call_soon(self._start_waiting, *waiting)
+            loop.call_soon(self._start_waiting, *waiting, context=self._starting(waiting[1]))
         self._waiting.clear()
         return loop
+
+    def _starting(self, priority: Priority) -> contextvars.Context | None:
+        """The context in which a coroutine of that priority is started; None when none is needed."""
+        if self.priority_variable is None:
+            return None
+        context = contextvars.Context()
+        context.run(self.priority_variable.set, priority - Priority.NORMAL)
+        return context
 
     def _start_waiting(
         self,

@@ -122,6 +122,13 @@ class PerformanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     batch_wait_us_max: Annotated[int, Meta(ge=0, le=10_000)] = 0
     """Under load, wait up to this long for several completions at once, microseconds; 0 means do
     not. For backends with the capability batching; others refuse it."""
+    ready_order: Annotated[str, choices(("fifo", "priority"))] = "fifo"
+    """Which callback runs first: the oldest, or the one whose task was scheduled as most urgent, and
+    now and then the oldest all the same, so that none starves. "priority" is for backends with the
+    capability own-ready-queue; others refuse it."""
+    turn_budget_us: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    """With ready_order = "priority": after this long in callbacks the loop looks for events, so that
+    what is urgent and new can overtake, microseconds."""
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):

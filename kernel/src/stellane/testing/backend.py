@@ -6,13 +6,14 @@
         def make_backend(self):
             return MyBackend()
 
-`make_backend` returns a new backend that is not running. A test that needs a capability the
+`make_backend` returns a new backend that is not running. A backend that declares own-ready-queue
+also defines `make_ordered_backend`: one whose callbacks are ordered by priority. A test that needs a capability the
 backend does not declare is skipped and says so. A rule a backend cannot keep is named in
 `expected_failures` with the reason; the test is then expected to fail, and its passing is an
 error, so the list stays true. Times are bounded generously: no test measures speed.
 
-The rules are in four files: `backend_life` (run, stop, the end), `backend_schedule`,
-`backend_loop` (callbacks, timers, signals, processes), `backend_network`.
+The rules are in five files: `backend_life` (run, stop, the end), `backend_schedule`,
+`backend_order` (priorities), `backend_loop` (callbacks, timers, signals, processes), `backend_network`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from stellane.abc.backend import Backend
 from stellane.testing.backend_life import LifeRules
 from stellane.testing.backend_loop import LoopRules
 from stellane.testing.backend_network import NetworkRules
+from stellane.testing.backend_order import OrderRules
 from stellane.testing.backend_schedule import ScheduleRules
 
 
-class BackendConformance(LifeRules, ScheduleRules, LoopRules, NetworkRules):
+class BackendConformance(LifeRules, ScheduleRules, OrderRules, LoopRules, NetworkRules):
     """What every backend must do. Subclass it and define `make_backend`."""
 
     def make_backend(self) -> Backend:

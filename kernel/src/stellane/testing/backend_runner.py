@@ -30,6 +30,10 @@ class BackendRules(abc.ABC):
     def make_backend(self) -> Backend:
         """A new backend, not running."""
 
+    def make_ordered_backend(self) -> Backend:
+        """A new backend, not running, as performance.ready_order = "priority" makes it."""
+        raise NotImplementedError("define make_ordered_backend: the backend declares own-ready-queue")
+
     def run_main(self, main: Callable[[Backend], Awaitable[Any]], backend: Backend | None = None) -> Any:
         """Run `main(backend)` on a backend, stop it when that ends, and give its result or exception."""
         backend = backend or self.make_backend()

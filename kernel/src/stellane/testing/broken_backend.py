@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from stellane.abc.backend import BackendStatistics, Priority
+from stellane.abc.backend import BackendStatistics, Capability, Priority
 from stellane.builtin.asyncio_backend import AsyncioBackend
 from stellane.builtin.loop_backend import LoopBackend
 from stellane.builtin.scheduled import ScheduledFuture
@@ -308,6 +308,21 @@ class Fragile(AsyncioBackend):
         return task
 
 
+class Indifferent(AsyncioBackend):
+    """Declares an order, and runs callbacks as they come."""
+
+    capabilities = AsyncioBackend.capabilities | {Capability.OWN_READY_QUEUE}
+
+
+class Ruthless(Indifferent):
+    """Orders by priority and by nothing else, and ends no turn before its callbacks have run."""
+
+    priority_variable = broken_loops.urgency
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return broken_loops.MostUrgentOnly()
+
+
 BROKEN: dict[type[AsyncioBackend], tuple[str, ...]] = {
     Undeclared: ("test_declares_itself",),
     Hasty: ("test_run_blocks_until_stop",),
@@ -336,6 +351,8 @@ BROKEN: dict[type[AsyncioBackend], tuple[str, ...]] = {
     Choosy: ("test_priority_and_key_are_accepted",),
     Unhurried: ("test_coroutines_start_eagerly",),
     Fragile: ("test_a_failed_coroutine_stops_nobody",),
+    Indifferent: ("test_the_most_urgent_goes_on_first", "test_the_most_urgent_starts_first"),
+    Ruthless: ("test_urgent_work_starves_nobody", "test_what_arrives_overtakes_a_flood"),
 }
 """Each broken backend and the tests that must catch it."""
 

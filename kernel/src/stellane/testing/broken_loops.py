@@ -8,6 +8,9 @@ They reach into asyncio's selector loop on purpose: that is where a new loop goe
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import heapq
+import itertools
 import select
 import selectors
 from collections.abc import Callable
@@ -30,6 +33,37 @@ class NewestFirst(asyncio.SelectorEventLoop):
         handle = super().call_soon(callback, *args, context=context)
         self._ready.appendleft(self._ready.pop())
         return handle
+
+
+urgency: contextvars.ContextVar[int] = contextvars.ContextVar("urgency", default=0)
+
+
+class _MostUrgent:
+    """In place of a loop's deque of ready handles."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Any]] = []
+        self._numbers = itertools.count()
+
+    def append(self, handle: Any) -> None:
+        heapq.heappush(self._heap, (handle._context.get(urgency, 0), next(self._numbers), handle))
+
+    def popleft(self) -> Any:
+        return heapq.heappop(self._heap)[2]
+
+    def clear(self) -> None:
+        self._heap.clear()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+class MostUrgentOnly(asyncio.SelectorEventLoop):
+    """Callbacks run in the order of `urgency` alone, however long others have waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ready: Any = _MostUrgent()
 
 
 class Drowsy(asyncio.SelectorEventLoop):

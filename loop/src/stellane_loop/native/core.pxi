@@ -8,6 +8,8 @@ cdef double CLOCK_RESOLUTION_S = 1e-9
 cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
 
 
+cdef object NOT_GIVEN = object()
+
 cdef enum:
     TURN_BUCKETS = 32
 
@@ -153,7 +155,7 @@ cdef class LoopCore:
     cdef inline Handle handle(self, callback, tuple args, context):
         cdef Handle handle = Handle.__new__(Handle)
         handle._callback = callback
-        handle._args = args
+        handle.args = args
         handle._loop = self
         handle._context = PyContext_CopyCurrent() if context is None else context
         if self._debug_mode:
@@ -177,14 +179,24 @@ cdef class LoopCore:
         self.push(handle)
         return handle
 
-    def call_soon(self, callback, *args, context=None):
+    def call_soon(self, callback, __only=NOT_GIVEN, *args, context=None):
         """Run callback(*args) in the next turn, after what was scheduled before it."""
+        cdef Handle handle
         if self._closed:
             self.check_open()
         if self._debug_mode:
             (<object>self)._check_thread()
             (<object>self)._check_callback(callback, "call_soon")
-        return self.soon(callback, args, context)
+        # Most callbacks of futures have one argument, and a tuple for it costs as much as the handle.
+        if __only is NOT_GIVEN:
+            handle = self.handle(callback, (), context)
+        elif not args:
+            handle = self.handle(callback, None, context)
+            handle.only = __only
+        else:
+            handle = self.handle(callback, (__only, *args), context)
+        self.push(handle)
+        return handle
 
     def call_soon_threadsafe(self, callback, *args, context=None):
         """As call_soon, from any thread or signal handler; wakes the loop if it waits."""
@@ -244,7 +256,7 @@ cdef class LoopCore:
             (<object>self)._check_callback(callback, name)
         handle = TimerHandle.__new__(TimerHandle)
         handle._callback = callback
-        handle._args = args
+        handle.args = args
         handle._loop = self
         handle._context = PyContext_CopyCurrent() if context is None else context
         handle._when = when

@@ -5,7 +5,8 @@ cdef class Handle:
     """A callback to be run once, or whenever its descriptor is ready (as `asyncio.Handle`)."""
 
     cdef readonly object _callback
-    cdef readonly tuple _args  # None once cancelled
+    cdef tuple args   # None: there is one, `only`, for which no tuple is made
+    cdef object only
     cdef readonly object _context
     cdef readonly LoopCore _loop
     cdef readonly bint _cancelled
@@ -24,8 +25,15 @@ cdef class Handle:
         if self._loop is not None and self._loop._debug_mode:
             self.kept_repr = repr(self)  # "Executing <Handle …> took …" still has to name it
         self._callback = None
-        self._args = None
+        self.args = None
+        self.only = None
         return 0
+
+    @property
+    def _args(self):
+        if self._cancelled:
+            return None
+        return (self.only,) if self.args is None else self.args
 
     def cancelled(self):
         """Whether it was cancelled."""
@@ -40,7 +48,10 @@ cdef class Handle:
 
     cdef int run(self) except -1:
         try:
-            stl_call(self._context, self._callback, self._args)
+            if self.args is None:
+                stl_call_one(self._context, self._callback, self.only)
+            else:
+                stl_call(self._context, self._callback, self.args)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

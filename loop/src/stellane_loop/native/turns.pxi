@@ -1,5 +1,7 @@
 # What a turn does when somebody asked for an order of callbacks, for slow ones, or for measures.
 
+from libc.string cimport memset
+
 cdef class ObservedTurns(FileOperations):
     """Turns that are ordered, timed or measured."""
 
@@ -32,7 +34,10 @@ cdef class ObservedTurns(FileOperations):
         return 0
 
     def report_slow_callbacks(self, threshold_s, report):
-        """Call report(SlowCallback) after each callback that took longer than threshold_s; report None: stop."""
+        """Call report(SlowCallback) after each callback that took threshold_s or longer; report None: stop.
+
+        An exception of report goes to the exception handler.
+        """
         self.slow_s = threshold_s
         self.slow_report = report
         self.timed = self._debug_mode or report is not None
@@ -48,13 +53,25 @@ cdef class ObservedTurns(FileOperations):
             if self._debug_mode and took_s >= self.slow_callback_duration:
                 logger.warning("Executing %s took %.3f seconds", _format_handle(handle), took_s)
             if self.slow_report is not None and took_s >= self.slow_s:
-                self.slow_report(slow_callback(handle, took_s))
+                self.report_slow(handle, took_s)
         finally:
             loop._current_handle = None
         return 0
 
+    cdef int report_slow(self, Handle handle, double took_s) except -1:
+        try:
+            self.slow_report(slow_callback(handle, took_s))
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # who only looks on must not end the loop
+            message = "Exception in the report of a slow callback"
+            (<object>self).call_exception_handler({"message": message, "exception": exc, "handle": handle})
+        return 0
+
     def measure_turns(self, bint on):
-        """Measure turns and the lag of timers from now on, for statistics()."""
+        """Measure turns and the lag of timers from now on, for statistics(); what was measured before is forgotten."""
+        if on:
+            memset(&self.measures, 0, sizeof(turn_measures))
         self.measuring = on
 
     cdef int run_measured(self) except -1:

@@ -20,22 +20,23 @@ class IoUringBackend(LoopBackend):
     capabilities = frozenset(
         {
             *(Capability.TCP, Capability.UNIX, Capability.SIGNALS, Capability.SUBPROCESS, Capability.UDP),
-            *(
-                Capability.ADAPTIVE_POLLING,
-                Capability.BATCHING,
-            ),
+            *(Capability.OWN_READY_QUEUE, Capability.ADAPTIVE_POLLING, Capability.BATCHING),
         }
     )
 
     def __init__(self, performance: PerformanceConfig | None = None) -> None:
         super().__init__()
         self._performance = performance or PerformanceConfig()
+        if self._performance.ready_order == "priority":
+            self.priority_variable = stellane_loop.priority
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """A loop of its own, whatever the event loop policy says."""
         loop = stellane_loop.new_io_uring_event_loop()
         spin_us_max = self._performance.poll_spin_us_max if self._performance.adaptive_polling else 0
         loop.set_adaptive_polling(spin_us_max, self._performance.batch_wait_us_max)
+        if self.priority_variable is not None:
+            loop.set_ready_order(stellane_loop.PriorityOrder(self._performance.turn_budget_us / 1e6))
         return loop
 
 
