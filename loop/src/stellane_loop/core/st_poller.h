@@ -96,7 +96,8 @@ typedef struct st_poller_ops {
     void (*stream_read_stop)(st_stream *);           /* once it returns, no stream_data until read_start */
     /* Send `count` parts, in order. > 0: that many bytes, all of them, have left and the memory is free.
      * 0: taken; stream_sent follows, and the parts' memory (not the iovec array) must stay until it says
-     * rest == 0 or `closed` comes. One send may be in flight: -EBUSY otherwise. < 0: -errno, nothing was taken. */
+     * rest == 0 or `closed` comes. One send may be in flight: -EBUSY otherwise. < 0: -errno, nothing was taken.
+     * See sent_awaited for when stream_sent comes. */
     ssize_t (*stream_send)(st_stream *, const struct iovec *parts, int count);
     int (*stream_shutdown)(st_stream *); /* SHUT_WR, once what is in flight has left */
     /* cancel, final completions, close(2), `closed`. What is in flight is dropped. No shutdown(2): it would reach
@@ -138,6 +139,9 @@ struct st_poller {
 struct st_stream {
     st_poller *poller;
     void *owner;
+    /* The owner's: something waits for the send in flight to be over. While it is 0 a turn does not return only because a
+     * small send has left: stream_sent comes in the turn it left in, but that may sleep until something else happens. */
+    uint8_t sent_awaited;
 };
 struct st_listener {
     st_poller *poller;

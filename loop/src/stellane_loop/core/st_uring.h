@@ -6,8 +6,8 @@
  * that is taken back costs nothing, and a new ring, after the loop moved to another thread, is filled
  * by calling every unit dirty.
  *
- * No request outlives its turn that points into memory of an owner: receives land in the poller's buffers,
- * sends are nonblocking. What stays in the kernel (receives, accepts, polls) consumes nothing until a
+ * No request outlives its turn that points into memory of an owner: receives land in the poller's buffers or are made
+ * by read(2) when poll says so, sends are nonblocking. What stays in the kernel (receives, accepts, polls) consumes nothing until a
  * later enter, and can be dropped with its ring without losing a byte.
  */
 #ifndef ST_URING_H
@@ -90,7 +90,7 @@ typedef struct st_uring_stream {
     bool reading, into;
     bool ended;     /* end of file or an error was seen; nothing will be armed again */
     int end_result; /* what there is still to be said of it: 0, -errno; 1: nothing */
-    bool bulk;      /* large receives are expected: from the group of large buffers */
+    bool bulk;      /* large receives are expected: by poll and read(2), into memory that holds them whole */
     bool armed_bulk, receive_cancelled, poll_first, starved;
     uint8_t full_receives, small_receives;
     uint64_t receive; /* the operation, or ST_OP_NONE */
@@ -127,11 +127,17 @@ typedef struct st_uring_watch {
     bool cancelled[2];
 } st_uring_watch;
 
-/* Buffers of one size and the streams that found none free, in order. */
+/* Provided buffers and the streams that found none free, in order. */
 typedef struct st_uring_group {
     st_buffer_ring buffers;
     st_uring_stream *starved_first, *starved_last;
 } st_uring_group;
+
+/* A send whose success the kernel does not report. */
+typedef struct st_quiet_send {
+    uint64_t operation;
+    unsigned position; /* of the submission queue's tail behind it */
+} st_quiet_send;
 
 typedef struct st_uring_files st_uring_files;
 
@@ -145,8 +151,11 @@ struct st_uring {
     uint64_t turn, turn_events; /* completions of the current turn, or the last */
     int callbacks;              /* of the current turn */
     st_ops ops;
-    st_uring_group small, bulk;
-    char *scratch; /* for read(2) of pipes and ttys */
+    st_uring_group small;
+    char *scratch; /* for read(2) */
+    st_quiet_send *quiet;
+    unsigned quiet_count, quiet_capacity;
+    bool quiet_sends; /* the kernel can do them: see st_uring_quiet.c */
     int wake_fd;
     int wake_pending; /* atomic */
     uint64_t wake_operation;
@@ -159,7 +168,10 @@ struct st_uring {
 
 enum {
     ST_SCRATCH_BYTES = 262144,
-    /* A turn with so few completions serves so few clients that sending at once beats batching. */
+    /* Larger sends leave at once, while what they send is still in the cache: beside the copy a system call is nothing. */
+    ST_BATCHED_BYTES_MAX = 16384,
+    /* Where every batched send costs a completion, a turn with so few of these serves so few clients that sending at once
+     * is cheaper. */
     ST_INLINE_EVENTS_MAX = 2,
 };
 
@@ -202,6 +214,14 @@ void st_uring_watched(st_uring_watch *watch, int direction, int32_t result);
 /* Streams that found no buffer are armed again, as many as there are buffers now. */
 void st_uring_feed_starved(st_uring *poller);
 bool st_uring_send_flush(st_uring_stream *stream);
+
+bool st_uring_quiet_sends_work(st_ring *ring); /* of this kernel; the ring is enabled, and empty */
+#ifdef ST_TESTING
+extern bool st_uring_quiet_refused; /* tests play a kernel that can not */
+#endif
+bool st_uring_quiet_add(st_uring *poller, uint64_t operation); /* the entry prepared last; false: no memory */
+/* Reports the sends that are over, before anything else is: who answers what came meanwhile finds nothing in flight. */
+void st_uring_quiet_over(st_uring *poller);
 void st_uring_stream_release(st_uring_stream *stream);
 void st_uring_listener_release(st_uring_listener *listener);
 

@@ -1,9 +1,10 @@
 /* Sending on io_uring: one SEND or SENDMSG at a time, nonblocking, so that it is over when the enter that submitted
  * it returns. What did not fit waits for poll. So the kernel never keeps a pointer into an owner's
  * memory from one turn to the next, and how much has left is exact whatever happens to ring or thread.
+ * Large sends and what is not a socket leave by a system call of their own.
  *
  * No zero-copy sends: they need two completions and pinned pages, pay from about 32 KiB on real network cards, and
- * over loopback the kernel copies anyway. MSG_WAITALL makes no sense beside MSG_DONTWAIT.
+ * over loopback the kernel copies anyway.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -111,7 +112,7 @@ void st_uring_writable(st_uring_stream *stream, int32_t result) {
         progress(stream, result);
         return;
     }
-    if (stream->socket)
+    if (stream->socket && stream->send_rest <= ST_BATCHED_BYTES_MAX)
         return; /* dirty by now: the next flush sends */
     ssize_t n = send_now(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
     stream->blocked = n >= 0 && (size_t)n < stream->send_rest;
@@ -135,6 +136,11 @@ bool st_uring_send_flush(st_uring_stream *stream) {
     int count = stream->part_count - stream->part_first;
     sqe->fd = stream->fd;
     sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    if (poller->quiet_sends && !stream->base.sent_awaited && !stream->shutdown_wanted &&
+        stream->send_rest <= ST_BATCHED_BYTES_MAX && st_uring_quiet_add(poller, stream->send)) {
+        sqe->flags = ST_SQE_SKIP_SUCCESS;
+        sqe->op_flags |= MSG_WAITALL; /* makes a short send a failure, which is reported */
+    }
     if (count == 1) {
         sqe->opcode = ST_OP_SEND;
         sqe->address = (uint64_t)(uintptr_t)parts->iov_base;
@@ -171,8 +177,8 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
             return -ENOMEM;
     }
     ssize_t n = 0;
-    /* Batching costs a completion and, with few clients, a turn of its own: then the plain call is faster. */
-    bool now = !stream->socket || poller->turn_events <= ST_INLINE_EVENTS_MAX;
+    bool now = !stream->socket || total > ST_BATCHED_BYTES_MAX ||
+               (!poller->quiet_sends && poller->turn_events <= ST_INLINE_EVENTS_MAX);
     if (now) {
         n = send_now(stream, parts, count);
         if (n < 0 || (size_t)n == total) {

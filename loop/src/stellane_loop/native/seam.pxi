@@ -1,7 +1,7 @@
 # The C core and the bridge, as Cython sees them: core/st_poller.h explains.
 from libc.stdint cimport int64_t, uint64_t
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
@@ -16,7 +16,8 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "core/st_poller.h":
     ctypedef struct st_poller
-    ctypedef struct st_stream
+    ctypedef struct st_stream:
+        unsigned char sent_awaited
     ctypedef struct st_listener
     ctypedef struct st_watch
     enum:
