@@ -106,6 +106,10 @@ static void told_later(bool elsewhere) {
     if (!on_uring())
         return;
     st_poller *poller = answering();
+    for (int i = 0; i < STREAMS; i++) {
+        all[i]->on_data = NULL;
+        CHECK(write(fds[i][1], "more", 4) == 4); /* received as well while nobody is told */
+    }
     poller->ops->settle(poller);
     int over = 0;
     for (int i = 0; i < STREAMS; i++)
@@ -117,13 +121,53 @@ static void told_later(bool elsewhere) {
     } else if (over < STREAMS) {
         CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
     }
-    for (int i = 0; i < STREAMS; i++)
+    for (int i = 0; i < STREAMS; i++) {
         CHECK_EQ(all[i]->sends_over, 1);
+        TURN_UNTIL(poller, all[i]->bytes == 12);
+    }
     done(poller);
 }
 
 static void test_told_when_the_loop_runs_again(void) { told_later(false); }
 static void test_told_in_another_thread(void) { told_later(true); }
+
+/* What is written before the first of it leaves goes with it, in order; beyond that it has to wait. */
+static void test_more_before_it_leaves(void) {
+    if (!on_uring())
+        return;
+    st_poller *poller = new_poller();
+    int pair[2];
+    tcp_pair(pair);
+    owner *self = open_stream(poller, pair[0], ST_SOCKET);
+    turn(poller, 0);
+    char sent[3000], got[sizeof sent];
+    fill_pattern(sent, sizeof sent, 3);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, sent, 1), -EBUSY); /* to nothing */
+    CHECK_EQ(send_bytes(self, sent, 100), 0);
+    size_t n = 100;
+    int parts = 1;
+    while (poller->ops->stream_send_more(self->stream, sent + n, 10) == 0) {
+        n += 10;
+        parts++;
+    }
+    CHECK(parts >= 64 && n < sizeof sent);
+    uint64_t calls = count(poller).system_calls;
+    turn(poller, 0);
+    CHECK_EQ(count(poller).system_calls - calls, 1);
+    CHECK_EQ(self->sends_over, 1);
+    CHECK_EQ(self->sent, n);
+    read_exactly(pair[1], got, n);
+    CHECK(memcmp(sent, got, n) == 0);
+    CHECK(recv(pair[1], got, 1, MSG_DONTWAIT) < 0);
+    static char large[ST_BATCHED_BYTES_MAX];
+    CHECK_EQ(send_bytes(self, large, 100), 0);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, large, sizeof large), -EBUSY);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, large, 1), -EBUSY);
+    close_stream(self);
+    close(pair[1]);
+    poller->ops->free(poller);
+}
 
 enum { PIECE = 10000, PIECES_MAX = 10000 };
 static char pattern[PIECE * 4];
@@ -163,7 +207,7 @@ static void *read_all(void *argument) {
     return NULL;
 }
 
-/* A small send of which a part fits: what is left follows, once, and nothing spins meanwhile. */
+/* A small send of which a part fits: what is left follows, once, and nothing spins meanwhile. More is not taken then. */
 static void test_small_send_to_a_full_socket(void) {
     st_poller *poller = new_poller();
     fill_pattern(pattern, sizeof pattern, 5);
@@ -179,6 +223,8 @@ static void test_small_send_to_a_full_socket(void) {
         double begin = now_s();
         CHECK_EQ(turn(poller, 100), 0);
         CHECK(now_s() - begin > 0.09);
+        if (on_uring())
+            CHECK_EQ(poller->ops->stream_send_more(self->stream, pattern, 1), -EBUSY);
         int over = self->sends_over;
         drain peer = {pair[1], taken, false};
         pthread_t thread;
@@ -266,6 +312,7 @@ int main(int argc, char **argv) {
         TEST(shutdown_follows_at_once),
         TEST(told_when_the_loop_runs_again),
         TEST(told_in_another_thread),
+        TEST(more_before_it_leaves),
         TEST(small_send_to_a_full_socket),
         TEST(short_sends_and_overflow),
         TEST(small_send_to_nobody),

@@ -241,6 +241,8 @@ int st_ring_spin(st_ring *ring, int64_t spin_ns, int64_t timeout_ns) {
 
 int st_ring_overflowed(const st_ring *ring) { return (load_acquire(ring->kernel_sq_flags) & ST_SQ_CQ_OVERFLOW) != 0; }
 
+bool st_ring_lost(const st_ring *ring) { return load_acquire(ring->kernel_cq_overflow) != 0; }
+
 int st_ring_work_waits(const st_ring *ring) { return (load_acquire(ring->kernel_sq_flags) & ST_SQ_TASKRUN) != 0; }
 
 unsigned st_ring_ready(const st_ring *ring) { return load_acquire(ring->kernel_cq_tail) - *ring->kernel_cq_head; }

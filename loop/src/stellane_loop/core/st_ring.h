@@ -74,6 +74,8 @@ int st_ring_fetch(st_ring *ring);
 
 /* The kernel has completions it could not put into the queue; enter fetches them. */
 int st_ring_overflowed(const st_ring *ring);
+/* The kernel had no memory to keep a completion: whoever waits for it would wait for ever. */
+bool st_ring_lost(const st_ring *ring);
 /* Deferred work waits for an enter, which therefore will not block. */
 int st_ring_work_waits(const st_ring *ring);
 /* Completions that are there now; st_ring_cqe(ring, 0) is the oldest. */

@@ -232,9 +232,12 @@ static int move(st_uring *poller) {
             end_requests(poller);
         st_uring_quiet_over(poller);
         dispatch_ready(poller);
+        bool lost = st_ring_overflowed(&poller->ring); /* only the other thread could have fetched these */
         close_ring(poller);
         st_units_forget(poller, true);
         poller->moved = true;
+        if (lost)
+            return -EOVERFLOW;
     }
     return open_ring(poller);
 }
@@ -303,6 +306,8 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     st_uring_quiet_over(poller);
     st_uring_files_turn(poller);
     bury_dead(poller);
+    if (st_ring_lost(&poller->ring) || st_uring_files_lost(poller))
+        return -EOVERFLOW;
     return poller->callbacks == 0 && error < 0 ? error : poller->callbacks;
 }
 
@@ -429,6 +434,7 @@ static const st_poller_ops uring_ops = {
     .stream_read_start = st_uring_stream_read_start,
     .stream_read_stop = st_uring_stream_read_stop,
     .stream_send = st_uring_stream_send,
+    .stream_send_more = st_uring_stream_send_more,
     .stream_shutdown = st_uring_stream_shutdown,
     .stream_close = st_uring_stream_close,
     .listener_open = st_uring_listener_open,

@@ -79,6 +79,8 @@ typedef struct st_unit_list {
     st_unit *first, *last;
 } st_unit_list;
 
+enum { ST_OWN_PARTS = 4 };
+
 typedef struct st_uring_stream {
     st_stream base;
     st_unit unit;
@@ -101,8 +103,8 @@ typedef struct st_uring_stream {
     bool sending, blocked, shutdown_wanted;
     uint64_t send, write_poll;
     size_t send_rest, send_unreported;
-    struct iovec own_parts[4], *parts; /* parts: own_parts, or allocated */
-    int part_count, part_first;
+    struct iovec own_parts[ST_OWN_PARTS], *parts; /* parts: own_parts, or allocated */
+    int part_count, part_first, part_capacity;
     struct msghdr message;
 } st_uring_stream;
 
@@ -114,6 +116,8 @@ typedef struct st_uring_listener {
     unsigned backlog, accepted_in_turn;
     uint64_t counted_turn;
     uint64_t operation;
+    bool armed_poll;
+    bool flooded; /* more connections came than the owner takes: accepted one by one until none is left */
     int *held; /* connections beyond the backlog of a turn, or accepted while stopped */
     unsigned held_first, held_count, held_capacity;
 } st_uring_listener;
@@ -168,6 +172,9 @@ struct st_uring {
 
 enum {
     ST_SCRATCH_BYTES = 262144,
+    /* Connections of one listener that were accepted and wait for their turn. Beyond it they stay in the kernel's backlog.
+     * What one request takes at once is not in our hands: that backlog, at most, comes on top. */
+    ST_ACCEPTS_HELD_MAX = 256,
     /* Larger sends leave at once, while what they send is still in the cache: beside the copy a system call is nothing. */
     ST_BATCHED_BYTES_MAX = 16384,
     /* Where every batched send costs a completion, a turn with so few of these serves so few clients that sending at once
@@ -228,6 +235,7 @@ void st_uring_listener_release(st_uring_listener *listener);
 /* Files have a ring of their own: see st_uring_file.c. */
 void st_uring_files_turn(st_uring *poller);
 bool st_uring_files_wait(st_uring *poller); /* something completed, or is to be submitted */
+bool st_uring_files_lost(st_uring *poller);
 void st_uring_files_after_fork(st_uring *poller);
 void st_uring_files_free(st_uring *poller);
 void st_uring_files_count(st_uring *poller, st_poller_statistics *counted);
@@ -236,6 +244,7 @@ st_stream *st_uring_stream_open(st_poller *poller, int fd, int kind, void *owner
 int st_uring_stream_read_start(st_stream *stream, int mode);
 void st_uring_stream_read_stop(st_stream *stream);
 ssize_t st_uring_stream_send(st_stream *stream, const struct iovec *parts, int count);
+int st_uring_stream_send_more(st_stream *stream, const void *bytes, size_t n);
 int st_uring_stream_shutdown(st_stream *stream);
 void st_uring_stream_close(st_stream *stream, int keep_fd);
 st_listener *st_uring_listener_open(st_poller *poller, int fd, void *owner, int *error);

@@ -14,7 +14,10 @@
 
 #include "st_uring.h"
 
-enum { PARTS_PER_CALL_MAX = 1024 }; /* the kernel's UIO_MAXIOV */
+enum {
+    PARTS_PER_CALL_MAX = 1024, /* the kernel's UIO_MAXIOV */
+    PARTS_ADDED_MAX = 64,
+};
 
 static st_uring *poller_of(st_uring_stream *stream) { return (st_uring *)stream->base.poller; }
 
@@ -171,7 +174,7 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     if (total == 0)
         return -EINVAL;
     struct iovec *kept = stream->own_parts;
-    if (count > (int)(sizeof stream->own_parts / sizeof stream->own_parts[0])) {
+    if (count > ST_OWN_PARTS) {
         kept = malloc((size_t)count * sizeof *kept); /* before anything leaves: after that there is no refusing */
         if (kept == NULL)
             return -ENOMEM;
@@ -191,12 +194,41 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     memcpy(stream->parts, parts, (size_t)count * sizeof *parts);
     stream->part_first = 0;
     stream->part_count = count;
+    stream->part_capacity = count > ST_OWN_PARTS ? count : ST_OWN_PARTS;
     stream->send_rest = total;
     stream->send_unreported = 0;
     stream->sending = true;
     stream->blocked = now;
     advance(stream, (size_t)n);
     st_unit_dirty(poller, &stream->unit);
+    return 0;
+}
+
+static bool room_for_part(st_uring_stream *stream) {
+    if (stream->part_count < stream->part_capacity)
+        return true;
+    if (stream->part_count >= PARTS_ADDED_MAX)
+        return false;
+    bool own = stream->parts == stream->own_parts;
+    int capacity = stream->part_capacity * 2;
+    struct iovec *parts = realloc(own ? NULL : stream->parts, (size_t)capacity * sizeof *parts);
+    if (parts == NULL)
+        return false;
+    if (own)
+        memcpy(parts, stream->own_parts, sizeof stream->own_parts);
+    stream->parts = parts;
+    stream->part_capacity = capacity;
+    return true;
+}
+
+int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
+    st_uring_stream *stream = (st_uring_stream *)base;
+    bool begun = stream->send != ST_OP_NONE || stream->blocked || stream->write_poll != ST_OP_NONE;
+    if (!stream->sending || begun || stream->shutdown_wanted || n == 0 ||
+        stream->send_rest + n > ST_BATCHED_BYTES_MAX || !room_for_part(stream))
+        return -EBUSY;
+    stream->parts[stream->part_count++] = (struct iovec){(void *)(uintptr_t)bytes, n};
+    stream->send_rest += n;
     return 0;
 }
 

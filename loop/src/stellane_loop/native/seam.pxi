@@ -55,6 +55,7 @@ cdef extern from "core/st_poller.h":
         int (*stream_read_start)(st_stream *, int) noexcept
         void (*stream_read_stop)(st_stream *) noexcept
         ssize_t (*stream_send)(st_stream *, const iovec *, int) noexcept
+        int (*stream_send_more)(st_stream *, const void *, size_t) noexcept
         int (*stream_shutdown)(st_stream *) noexcept
         void (*stream_close)(st_stream *, int) noexcept
         st_listener *(*listener_open)(st_poller *, int, void *, int *) noexcept

@@ -73,9 +73,10 @@ cdef class StreamWriter(Owned):
         cdef iovec part
         cdef ssize_t sent
         if self.in_flight is not None:
-            self.queue.append(data)
-            self.queue_bytes += PyBytes_GET_SIZE(data)
-            self.await_sent()
+            if self.queue_bytes or not self.put_more(data):
+                self.queue.append(data)
+                self.queue_bytes += PyBytes_GET_SIZE(data)
+                self.await_sent()
             return self.pause_protocol()
         part.iov_base = PyBytes_AS_STRING(data)
         part.iov_len = PyBytes_GET_SIZE(data)
@@ -87,6 +88,19 @@ cdef class StreamWriter(Owned):
         self.in_flight = data
         self.in_flight_bytes = part.iov_len
         return self.pause_protocol()
+
+    cdef bint put_more(self, bytes data) except -1:
+        """Add to what is in flight, while it has not begun to leave."""
+        if self.loop.poller.ops.stream_send_more == NULL:
+            return False
+        if type(self.in_flight) is not list:
+            self.in_flight = [self.in_flight]
+        (<list>self.in_flight).append(data)  # first: what the poller knows of must be held
+        if self.loop.poller.ops.stream_send_more(self.stream, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
+            (<list>self.in_flight).pop()
+            return False
+        self.in_flight_bytes += PyBytes_GET_SIZE(data)
+        return True
 
     def writelines(self, list_of_data):
         """Send the pieces in order, in as few system calls as they need."""
