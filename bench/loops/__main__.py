@@ -35,6 +35,8 @@ from bench.rows import Row, select_rows
 from bench.servers import NotRunError, ServerError, check_installed, serving
 
 SYSTEM_CALLS, IDLE_MEMORY = "system-calls", "idle-memory"
+SYSTEM_CALLS_LOADS = {SYSTEM_CALLS: ECHO.connections, **{f"{SYSTEM_CALLS}-{n}": n for n in (1, 8, 256)}}
+"""Connections in a closed loop, by section; the bar is on the first."""
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
@@ -80,16 +82,18 @@ class Run:
         missing = {loop_of(row): self.not_run[row.name] for row in rows if row.name in self.not_run}
         console.print(workload_table(workload, summaries, missing))
 
-    def count(self, rows: Sequence[Row]) -> None:
-        """System calls a request."""
+    def count(self, rows: Sequence[Row], connections: int) -> None:
+        """System calls a request on so many connections."""
         witness = find_witness()
         if witness is None:
             reason = "neither perf (with the right to count raw_syscalls) nor strace is installed"
             self.not_run |= {row.name: reason for row in rows}
             _say(f"not run  {SYSTEM_CALLS}: {reason}")
             return
-        self.counts = count_all(self.runnable(rows), ECHO, self.settings, witness)
-        console.print(count_table(ECHO.title, self.counts, witness.program))
+        counts = count_all(self.runnable(rows), replace(ECHO, connections=connections), self.settings, witness)
+        self.counts += counts
+        load = f"{ECHO.title}, closed loop, connections: {connections}"
+        console.print(count_table(load, counts, witness.program))
 
     def idle(self, rows: Sequence[Row]) -> None:
         """Memory of idle connections."""
@@ -117,7 +121,8 @@ class Run:
         cpu = {w.name: cpu_by_loop(self.summaries.get(w.name, [])) for w in WORKLOADS if w.name in asked}
         found = check_bars(cpu)
         if SYSTEM_CALLS in asked:
-            found += check_system_calls({loop_of(c.row): c.witnessed for c in self.counts}, SYSTEM_CALLS)
+            counted = {loop_of(c.row): c.witnessed for c in self.counts if c.row.name.startswith(f"{SYSTEM_CALLS}/")}
+            found += check_system_calls(counted, SYSTEM_CALLS)
         spinning = SECTIONS[0].name
         if spinning in asked:
             idle: dict[str, float] = {}
@@ -142,8 +147,9 @@ def _show(measurement: Measurement) -> None:
 def all_rows() -> list[Row]:
     """Every row there is."""
     workloads = [row for workload in WORKLOADS for row in rows_of(workload)]
+    counted = [row for name in SYSTEM_CALLS_LOADS for row in rows_of(ECHO, name)]
     modes = [row for section in SECTIONS for row in section.rows()]
-    return workloads + rows_of(ECHO, SYSTEM_CALLS) + rows_of(ECHO, IDLE_MEMORY) + modes
+    return workloads + counted + rows_of(ECHO, IDLE_MEMORY) + modes
 
 
 def _run(run: Run, rows: Sequence[Row]) -> None:
@@ -158,8 +164,9 @@ def _run(run: Run, rows: Sequence[Row]) -> None:
         for workload in WORKLOADS:
             if chosen := section(workload.name):
                 run.measure(workload, chosen)
-        if chosen := section(SYSTEM_CALLS):
-            run.count(chosen)
+        for name, connections in SYSTEM_CALLS_LOADS.items():
+            if chosen := section(name):
+                run.count(chosen, connections)
         if chosen := section(IDLE_MEMORY):
             run.idle(chosen)
         for mode in SECTIONS:

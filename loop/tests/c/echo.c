@@ -6,7 +6,10 @@
 
 /* Owners send back what they get, one send at a time. */
 static void echo_on(owner *self) {
-    if (self->extra != NULL || self->bytes == 0)
+    if (self->bytes == 0)
+        return;
+    self->stream->sent_awaited = self->extra != NULL;
+    if (self->extra != NULL)
         return;
     char *copy = malloc(self->bytes);
     size_t n = self->bytes;

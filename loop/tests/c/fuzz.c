@@ -19,7 +19,7 @@
 #include "harness.h"
 #include "st_ring.h"
 
-enum { CONNECTIONS_MAX = 60, SEND_BYTES_MAX = 200000, ACTIONS_PER_EPOCH = 4000 };
+enum { CONNECTIONS_MAX = 60, SEND_BYTES_MAX = 200000, MORE_BYTES_MAX = 600, ACTIONS_PER_EPOCH = 4000 };
 
 typedef struct connection {
     owner *owner; /* ours; NULL until accepted, and after `closed` */
@@ -144,8 +144,8 @@ static void our_send(connection *at) {
     if (at->owner == NULL || at->closing || at->sending != NULL || at->our_shutdown)
         return;
     size_t n = 1 + random_below(random_below(3) ? 500 : SEND_BYTES_MAX), from = 0;
-    char *data = malloc(n);
-    for (size_t i = 0; i < n; i++)
+    char *data = malloc(n + MORE_BYTES_MAX);
+    for (size_t i = 0; i < n + MORE_BYTES_MAX; i++)
         data[i] = byte_at(at->port, 1, at->sent + i);
     struct iovec parts[7];
     int count = 1 + (int)random_below(7);
@@ -158,10 +158,20 @@ static void our_send(connection *at) {
     CHECK(result == 0 || result == (ssize_t)n || (result < 0 && at->broken));
     if (result >= 0)
         at->sent += n;
-    if (result == 0)
-        at->sending = data;
-    else
+    if (result != 0) {
         free(data);
+        return;
+    }
+    at->sending = data;
+    at->owner->stream->sent_awaited = (uint8_t)random_below(2);
+    size_t more = 1 + random_below(MORE_BYTES_MAX / 2);
+    for (size_t left = MORE_BYTES_MAX; poller->ops->stream_send_more != NULL && left > more && random_below(4);) {
+        if (poller->ops->stream_send_more(at->owner->stream, data + n, more) != 0)
+            return;
+        at->sent += more;
+        n += more;
+        left -= more;
+    }
 }
 
 static void peer_write(connection *at, size_t n) {

@@ -305,6 +305,23 @@ static void test_free_with_open_streams(void) {
     }
 }
 
+/* Whoever talks to a poller that is freed sees the end by then, not when the kernel has got round to what was in flight. */
+static void test_peers_see_the_end_at_once(void) {
+    for (int round = 0; round < 50; round++) {
+        st_poller *poller = new_poller();
+        int fds[2];
+        char nothing;
+        tcp_pair(fds);
+        owner *self = open_stream(poller, fds[0], ST_SOCKET);
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        turn(poller, 0);
+        poller->ops->free(poller);
+        CHECK_EQ(recv(fds[1], &nothing, 1, MSG_DONTWAIT), 0);
+        free_owner(self);
+        close(fds[1]);
+    }
+}
+
 /* A child closes what it has inherited and uses a poller of its own; the parent notices nothing. */
 static void test_fork(void) {
     st_poller *poller = new_poller();
@@ -319,10 +336,14 @@ static void test_fork(void) {
         pid_t child = fork();
         if (child == 0) {
             poller->ops->after_fork(poller);
+            /* It gets the numbers that the inherited one had, and knows descriptors by the same numbers. */
+            st_poller *own = new_poller();
+            owner *same = open_watch(own, watch_fds[0], ST_WRITABLE);
             CHECK(poller->ops->turn(poller, 0, 1, 0) < 0);
             poller->ops->free(poller);
             CHECK(self->closed == 1 && watched->closed == 1);
-            st_poller *own = new_poller();
+            TURN_UNTIL(own, same->ready_calls > 0);
+            close_watch(same);
             int own_fds[2];
             tcp_pair(own_fds);
             owner *mine = open_stream(own, own_fds[0], ST_SOCKET);
@@ -359,6 +380,7 @@ int main(int argc, char **argv) {
         TEST(threads),
         TEST(free_in_another_thread),
         TEST(free_with_open_streams),
+        TEST(peers_see_the_end_at_once),
         TEST(fork),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

@@ -58,8 +58,11 @@ static void send_large(int ours, int peer, int kind, size_t bytes, int parts_cou
     CHECK_EQ(self->send_error, 0);
     if (kind == ST_SOCKET)
         CHECK_EQ(send_bytes(self, "x", 1), -EPIPE);
-    close_stream(self);
-    pthread_join(thread, NULL);
+    if (kind != ST_SOCKET)
+        close_stream(self);
+    pthread_join(thread, NULL); /* the end of a socket came by the shutdown */
+    if (kind == ST_SOCKET)
+        close_stream(self);
     CHECK_EQ(reader.bytes, bytes);
     CHECK_EQ(reader.hash, hash_bytes(0, pattern, bytes));
     close(peer);

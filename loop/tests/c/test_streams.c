@@ -441,6 +441,30 @@ static void test_bad_descriptors(void) {
     poller->ops->free(poller);
 }
 
+/* What is left from a turn, bytes or an end to be told, is no reason to sleep: 60 s is never. */
+static void test_nothing_left_behind_sleeps(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    char *much = calloc(1, 1 << 20);
+    size_t sent = 0;
+    ssize_t n;
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    while (sent < 4 << 20 && (n = send(fds[1], much, 1 << 20, MSG_DONTWAIT)) > 0)
+        sent += (size_t)n;
+    CHECK(sent > 300000); /* more than one receive takes */
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    while (self->bytes < sent)
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+    poller->ops->stream_close(self->stream, 0);
+    while (!self->closed)
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+    free_owner(self);
+    close(fds[1]);
+    free(much);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -462,6 +486,7 @@ int main(int argc, char **argv) {
         TEST(read_unix),
         TEST(terminal),
         TEST(bad_descriptors),
+        TEST(nothing_left_behind_sleeps),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -181,6 +181,64 @@ static void test_taken_back_without_a_turn(void) {
     poller->ops->free(poller);
 }
 
+static owner *pair_of_watches[2];
+
+static void close_the_other(owner *self, unsigned events) {
+    (void)events;
+    owner *other = pair_of_watches[self == pair_of_watches[0]];
+    CHECK_EQ(other->ready_calls, 0);
+    self->poller->ops->watch_close(other->watch);
+}
+
+/* What is closed by a callback is not called in the same turn, though its event was fetched with the others. */
+static void test_closed_in_the_turn_of_its_event(void) {
+    st_poller *poller = new_poller();
+    int fds[2][2];
+    for (int i = 0; i < 2; i++) {
+        unix_pair(fds[i]);
+        CHECK(write(fds[i][1], "x", 1) == 1);
+        pair_of_watches[i] = open_watch(poller, fds[i][0], ST_READABLE);
+        pair_of_watches[i]->on_ready = close_the_other;
+    }
+    TURN_UNTIL(poller, pair_of_watches[0]->closed + pair_of_watches[1]->closed == 1);
+    CHECK_EQ(pair_of_watches[0]->ready_calls == 0 || pair_of_watches[1]->ready_calls == 0, 1);
+    owner *left = pair_of_watches[pair_of_watches[0]->closed];
+    free_owner(pair_of_watches[left == pair_of_watches[0]]);
+    left->on_ready = NULL;
+    close_watch(left);
+    for (int i = 0; i < 2; i++) {
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* A stream that was closed while another descriptor shares its file: what the kernel still has to say of that file is
+ * not taken for the object that got its place. */
+static void test_late_event_of_a_shared_file(void) {
+    st_poller *poller = new_poller();
+    int fds[2], quiet[2];
+    tcp_pair(fds);
+    unix_pair(quiet);
+    int shared = dup(fds[0]);
+    owner *first = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(first->stream, ST_READ_COPY);
+    turn(poller, 0);
+    close_stream(first);
+    owner *second = open_watch(poller, quiet[0], ST_READABLE);
+    turn(poller, 0);
+    CHECK(write(fds[1], "late", 4) == 4);
+    for (int i = 0; i < 3; i++)
+        turn(poller, 5);
+    CHECK_EQ(second->ready_calls, 0);
+    close_watch(second);
+    close(shared);
+    close(fds[1]);
+    close(quiet[0]);
+    close(quiet[1]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -190,6 +248,8 @@ int main(int argc, char **argv) {
         TEST(not_pollable),
         TEST(number_used_again),
         TEST(taken_back_without_a_turn),
+        TEST(closed_in_the_turn_of_its_event),
+        TEST(late_event_of_a_shared_file),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -13,7 +13,7 @@
 enum {
     ST_ADAPT_WINDOW_NS = 10000000, /* the mode is reconsidered this often */
     ST_ADAPT_WINDOWS = 3,          /* and changes when so many windows in a row agree */
-    ST_ADAPT_BATCH_EVENTS = 16,    /* more events a turn than this is load worth batching */
+    ST_ADAPT_BATCH_EVENTS = 4,     /* more a turn is load worth batching; a request is two: what came and what left */
     ST_ADAPT_BATCH_MAX = 256,
 };
 

@@ -169,7 +169,7 @@ st_stream *st_epoll_stream_open(st_poller *poller, int fd, int kind, void *owner
     }
     stream->entry.event = event;
     stream->entry.again = again;
-    stream->base = (st_stream){poller, owner};
+    stream->base = (st_stream){.poller = poller, .owner = owner};
     stream->kind = (uint8_t)kind;
     stream->short_is_drained = (uint8_t)short_receive_drains(fd, kind);
     *error = st_entry_register(&stream->entry, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);

@@ -85,7 +85,8 @@ typedef struct st_poller_ops {
     void (*free)(st_poller *);
     /* Submit what is queued, wait at most timeout_ns (0: do not block, < 0: no limit) and report what
      * happened. At least min_events are waited for up to min_wait_ns where the poller can (batching; 1, 0: off).
-     * Returns the number of callbacks made, or -EINTR when a signal arrived first, or another -errno. */
+     * Returns the number of callbacks made, or -EINTR when a signal arrived first, or another -errno; -EOVERFLOW: what
+     * happened to some operation was lost, and nothing can be relied on any more. */
     int (*turn)(st_poller *, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns);
     int (*wake)(st_poller *); /* any thread, any signal handler: the current or the next turn returns at once */
     void (*after_fork)(st_poller *); /* in the child: close, without touching what the parent shares */
@@ -96,8 +97,12 @@ typedef struct st_poller_ops {
     void (*stream_read_stop)(st_stream *);           /* once it returns, no stream_data until read_start */
     /* Send `count` parts, in order. > 0: that many bytes, all of them, have left and the memory is free.
      * 0: taken; stream_sent follows, and the parts' memory (not the iovec array) must stay until it says
-     * rest == 0 or `closed` comes. One send may be in flight: -EBUSY otherwise. < 0: -errno, nothing was taken. */
+     * rest == 0 or `closed` comes. One send may be in flight: -EBUSY otherwise. < 0: -errno, nothing was taken.
+     * See sent_awaited for when stream_sent comes. */
     ssize_t (*stream_send)(st_stream *, const struct iovec *parts, int count);
+    /* Adds to the send in flight. 0: taken, as by stream_send. -EBUSY: it has begun to leave, or would be too large; this
+     * one has to wait for stream_sent. NULL where what is in flight always has begun. */
+    int (*stream_send_more)(st_stream *, const void *bytes, size_t n);
     int (*stream_shutdown)(st_stream *); /* SHUT_WR, once what is in flight has left */
     /* cancel, final completions, close(2), `closed`. What is in flight is dropped. No shutdown(2): it would reach
      * the copies that other processes hold, and turn an abort by SO_LINGER into an ordinary end. With keep_fd the
@@ -138,6 +143,9 @@ struct st_poller {
 struct st_stream {
     st_poller *poller;
     void *owner;
+    /* The owner's: something waits for the send in flight to be over. While it is 0 a turn does not return only because a
+     * small send has left: stream_sent comes in the turn it left in, but that may sleep until something else happens. */
+    uint8_t sent_awaited;
 };
 struct st_listener {
     st_poller *poller;

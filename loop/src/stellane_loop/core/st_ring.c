@@ -172,6 +172,8 @@ int st_ring_notify(st_ring *ring, int eventfd) { return sys_register(ring, ST_RE
 
 unsigned st_ring_queued(const st_ring *ring) { return ring->sq_tail - load_acquire(ring->kernel_sq_head); }
 
+bool st_ring_taken(const st_ring *ring, unsigned tail) { return (int)(load_acquire(ring->kernel_sq_head) - tail) >= 0; }
+
 unsigned st_ring_room(const st_ring *ring) { return ring->sq_entries - st_ring_queued(ring); }
 
 st_uring_sqe *st_ring_sqe(st_ring *ring) {
@@ -238,6 +240,8 @@ int st_ring_spin(st_ring *ring, int64_t spin_ns, int64_t timeout_ns) {
 }
 
 int st_ring_overflowed(const st_ring *ring) { return (load_acquire(ring->kernel_sq_flags) & ST_SQ_CQ_OVERFLOW) != 0; }
+
+bool st_ring_lost(const st_ring *ring) { return load_acquire(ring->kernel_cq_overflow) != 0; }
 
 int st_ring_work_waits(const st_ring *ring) { return (load_acquire(ring->kernel_sq_flags) & ST_SQ_TASKRUN) != 0; }
 

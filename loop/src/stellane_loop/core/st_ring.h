@@ -11,6 +11,7 @@
 #ifndef ST_RING_H
 #define ST_RING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -58,6 +59,8 @@ unsigned st_ring_room(const st_ring *ring);
 /* A zeroed entry. There must be room: what is taken will be submitted. */
 st_uring_sqe *st_ring_sqe(st_ring *ring);
 unsigned st_ring_queued(const st_ring *ring);
+/* Whether the kernel has taken everything up to a tail, ring->sq_tail as it once was. */
+bool st_ring_taken(const st_ring *ring, unsigned tail);
 
 /* Submits what is queued and runs what the kernel deferred. With wait > 0 blocks until that many completions
  * are there, or 1 after min_wait_us, at most timeout_ns (< 0: no limit). 0: completions were there, or the time is up. */
@@ -71,6 +74,8 @@ int st_ring_fetch(st_ring *ring);
 
 /* The kernel has completions it could not put into the queue; enter fetches them. */
 int st_ring_overflowed(const st_ring *ring);
+/* The kernel had no memory to keep a completion: whoever waits for it would wait for ever. */
+bool st_ring_lost(const st_ring *ring);
 /* Deferred work waits for an enter, which therefore will not block. */
 int st_ring_work_waits(const st_ring *ring);
 /* Completions that are there now; st_ring_cqe(ring, 0) is the oldest. */

@@ -19,8 +19,6 @@ enum {
     BUFFERS_MAX = 32768,
     BUFFER_BYTES_DEFAULT = 4096,
     BUFFERS_WARM = 64, /* in circulation at first */
-    BULK_BUFFERS = 16,
-    BULK_FACTOR = 64,      /* large buffers are so many times larger */
     OVERFLOW_ROUNDS_MAX = 64, /* of fetching in one turn */
 };
 
@@ -42,8 +40,6 @@ static int open_ring(st_uring *poller) {
         return error;
     error = st_buffer_ring_register(&poller->small.buffers, &poller->ring);
     if (error == 0)
-        error = st_buffer_ring_register(&poller->bulk.buffers, &poller->ring);
-    if (error == 0)
         error = st_ring_enable(&poller->ring);
     if (error < 0) {
         st_ring_close(&poller->ring);
@@ -62,7 +58,7 @@ static void close_ring(st_uring *poller) {
     st_ops_release_all(&poller->ops);
     poller->wake_operation = ST_OP_NONE;
     poller->small.starved_first = poller->small.starved_last = NULL;
-    poller->bulk.starved_first = poller->bulk.starved_last = NULL;
+    poller->quiet_count = 0;
 }
 
 void st_uring_cancel_now(st_uring *poller) {
@@ -234,20 +230,27 @@ static int move(st_uring *poller) {
     if (poller->ring_open) {
         if (!(poller->ring.setup_flags & ST_SETUP_SINGLE_ISSUER))
             end_requests(poller);
+        st_uring_quiet_over(poller);
         dispatch_ready(poller);
+        bool lost = st_ring_overflowed(&poller->ring); /* only the other thread could have fetched these */
         close_ring(poller);
         st_units_forget(poller, true);
         poller->moved = true;
+        if (lost)
+            return -EOVERFLOW;
     }
     return open_ring(poller);
 }
 
+/* A turn that would have this to tell must not sleep. */
+static bool something_waits(st_uring *poller) {
+    return poller->due.first != NULL || poller->dead.first != NULL || poller->dirty.first != NULL ||
+           poller->small.starved_first != NULL || st_ring_ready(&poller->ring) > 0 || st_uring_files_wait(poller);
+}
+
 static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns) {
     const st_sink *sink = &poller->base.sink;
-    bool something = poller->due.first != NULL || poller->dead.first != NULL || poller->dirty.first != NULL ||
-                     poller->small.starved_first != NULL || poller->bulk.starved_first != NULL ||
-                     st_ring_ready(&poller->ring) > 0 || st_uring_files_wait(poller);
-    unsigned wait = timeout_ns == 0 || something ? 0 : 1;
+    unsigned wait = timeout_ns == 0 || something_waits(poller) ? 0 : 1;
     uint32_t min_wait_us = 0;
     if (wait == 1 && min_events > 1 && min_wait_ns > 0 && (poller->ring.features & ST_FEAT_MIN_TIMEOUT)) {
         wait = min_events < poller->ring.cq_entries ? min_events : poller->ring.cq_entries;
@@ -285,10 +288,13 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
             return error;
     }
     st_uring_files_turn(poller);
+    if (poller->quiet_count > 0) /* left by st_poller_ops.settle, which tells nobody */
+        timeout_ns = 0;
     flush(poller);
     int error = enter(poller, timeout_ns, min_events, min_wait_ns);
     if (error < 0 && error != -EINTR)
         return error;
+    st_uring_quiet_over(poller);
     deliver_due(poller);
     dispatch_ready(poller);
     for (int round = 0; st_ring_overflowed(&poller->ring) && round < OVERFLOW_ROUNDS_MAX; round++) {
@@ -297,8 +303,11 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
             break;
         dispatch_ready(poller);
     }
+    st_uring_quiet_over(poller);
     st_uring_files_turn(poller);
     bury_dead(poller);
+    if (st_ring_lost(&poller->ring) || st_uring_files_lost(poller))
+        return -EOVERFLOW;
     return poller->callbacks == 0 && error < 0 ? error : poller->callbacks;
 }
 
@@ -335,6 +344,7 @@ static void after_fork(st_poller *base) {
         for (st_unit *unit = poller->all; unit != NULL; unit = unit->all_next)
             unit->operations = 0;
     }
+    poller->quiet_count = 0;
     close(poller->wake_fd);
     poller->wake_fd = -1;
 }
@@ -398,9 +408,9 @@ static void free_poller(st_poller *base) {
         close(poller->wake_fd);
     if (!poller->forked) {
         st_buffer_ring_unmap(&poller->small.buffers);
-        st_buffer_ring_unmap(&poller->bulk.buffers);
     }
     st_ops_free(&poller->ops);
+    free(poller->quiet);
     free(poller->scratch);
     free(poller);
 }
@@ -424,6 +434,7 @@ static const st_poller_ops uring_ops = {
     .stream_read_start = st_uring_stream_read_start,
     .stream_read_stop = st_uring_stream_read_stop,
     .stream_send = st_uring_stream_send,
+    .stream_send_more = st_uring_stream_send_more,
     .stream_shutdown = st_uring_stream_shutdown,
     .stream_close = st_uring_stream_close,
     .listener_open = st_uring_listener_open,
@@ -445,9 +456,11 @@ static int acceptable(unsigned value, unsigned maximum) { return (value & (value
 /* Whether rings are to be had at all, asked now and not at the first turn. */
 static int usable(st_uring *poller) {
     int error = open_ring(poller);
-    if (error == 0)
-        close_ring(poller);
-    return error;
+    if (error < 0)
+        return error;
+    poller->quiet_sends = st_uring_quiet_sends_work(&poller->ring);
+    close_ring(poller);
+    return 0;
 }
 
 st_poller *st_uring_new(const st_sink *sink, unsigned entries, unsigned buffers, unsigned buffer_bytes, int *error) {
@@ -455,7 +468,7 @@ st_poller *st_uring_new(const st_sink *sink, unsigned entries, unsigned buffers,
     buffers = buffers ? buffers : BUFFERS_DEFAULT;
     buffer_bytes = buffer_bytes ? buffer_bytes : BUFFER_BYTES_DEFAULT;
     *error = -EINVAL;
-    if (!acceptable(entries, ENTRIES_MAX) || !acceptable(buffers, BUFFERS_MAX) || buffer_bytes > INT32_MAX / BULK_FACTOR)
+    if (!acceptable(entries, ENTRIES_MAX) || !acceptable(buffers, BUFFERS_MAX) || buffer_bytes > INT32_MAX)
         return NULL;
     *error = -ENOMEM;
     st_uring *poller = calloc(1, sizeof *poller);
@@ -468,8 +481,8 @@ st_poller *st_uring_new(const st_sink *sink, unsigned entries, unsigned buffers,
     *error = poller->wake_fd < 0 ? -errno : 0;
     if (*error == 0)
         *error = st_buffer_ring_map(&poller->small.buffers, 0, buffers, buffer_bytes, BUFFERS_WARM);
-    if (*error == 0)
-        *error = st_buffer_ring_map(&poller->bulk.buffers, 1, BULK_BUFFERS, buffer_bytes * BULK_FACTOR, BULK_BUFFERS);
+    if (*error == 0 && (poller->scratch = malloc(ST_SCRATCH_BYTES)) == NULL)
+        *error = -ENOMEM;
     if (*error == 0)
         *error = usable(poller);
     if (*error != 0) {

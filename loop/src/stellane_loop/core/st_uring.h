@@ -6,8 +6,8 @@
  * that is taken back costs nothing, and a new ring, after the loop moved to another thread, is filled
  * by calling every unit dirty.
  *
- * No request outlives its turn that points into memory of an owner: receives land in the poller's buffers,
- * sends are nonblocking. What stays in the kernel (receives, accepts, polls) consumes nothing until a
+ * No request outlives its turn that points into memory of an owner: receives land in the poller's buffers or are made
+ * by read(2) when poll says so, sends are nonblocking. What stays in the kernel (receives, accepts, polls) consumes nothing until a
  * later enter, and can be dropped with its ring without losing a byte.
  */
 #ifndef ST_URING_H
@@ -79,6 +79,8 @@ typedef struct st_unit_list {
     st_unit *first, *last;
 } st_unit_list;
 
+enum { ST_OWN_PARTS = 4 };
+
 typedef struct st_uring_stream {
     st_stream base;
     st_unit unit;
@@ -90,7 +92,7 @@ typedef struct st_uring_stream {
     bool reading, into;
     bool ended;     /* end of file or an error was seen; nothing will be armed again */
     int end_result; /* what there is still to be said of it: 0, -errno; 1: nothing */
-    bool bulk;      /* large receives are expected: from the group of large buffers */
+    bool bulk;      /* large receives are expected: by poll and read(2), into memory that holds them whole */
     bool armed_bulk, receive_cancelled, poll_first, starved;
     uint8_t full_receives, small_receives;
     uint64_t receive; /* the operation, or ST_OP_NONE */
@@ -101,8 +103,8 @@ typedef struct st_uring_stream {
     bool sending, blocked, shutdown_wanted;
     uint64_t send, write_poll;
     size_t send_rest, send_unreported;
-    struct iovec own_parts[4], *parts; /* parts: own_parts, or allocated */
-    int part_count, part_first;
+    struct iovec own_parts[ST_OWN_PARTS], *parts; /* parts: own_parts, or allocated */
+    int part_count, part_first, part_capacity;
     struct msghdr message;
 } st_uring_stream;
 
@@ -114,6 +116,8 @@ typedef struct st_uring_listener {
     unsigned backlog, accepted_in_turn;
     uint64_t counted_turn;
     uint64_t operation;
+    bool armed_poll;
+    bool flooded; /* more connections came than the owner takes: accepted one by one until none is left */
     int *held; /* connections beyond the backlog of a turn, or accepted while stopped */
     unsigned held_first, held_count, held_capacity;
 } st_uring_listener;
@@ -127,11 +131,17 @@ typedef struct st_uring_watch {
     bool cancelled[2];
 } st_uring_watch;
 
-/* Buffers of one size and the streams that found none free, in order. */
+/* Provided buffers and the streams that found none free, in order. */
 typedef struct st_uring_group {
     st_buffer_ring buffers;
     st_uring_stream *starved_first, *starved_last;
 } st_uring_group;
+
+/* A send whose success the kernel does not report. */
+typedef struct st_quiet_send {
+    uint64_t operation;
+    unsigned position; /* of the submission queue's tail behind it */
+} st_quiet_send;
 
 typedef struct st_uring_files st_uring_files;
 
@@ -145,8 +155,11 @@ struct st_uring {
     uint64_t turn, turn_events; /* completions of the current turn, or the last */
     int callbacks;              /* of the current turn */
     st_ops ops;
-    st_uring_group small, bulk;
-    char *scratch; /* for read(2) of pipes and ttys */
+    st_uring_group small;
+    char *scratch; /* for read(2) */
+    st_quiet_send *quiet;
+    unsigned quiet_count, quiet_capacity;
+    bool quiet_sends; /* the kernel can do them: see st_uring_quiet.c */
     int wake_fd;
     int wake_pending; /* atomic */
     uint64_t wake_operation;
@@ -159,7 +172,13 @@ struct st_uring {
 
 enum {
     ST_SCRATCH_BYTES = 262144,
-    /* A turn with so few completions serves so few clients that sending at once beats batching. */
+    /* Connections of one listener that were accepted and wait for their turn. Beyond it they stay in the kernel's backlog.
+     * What one request takes at once is not in our hands: that backlog, at most, comes on top. */
+    ST_ACCEPTS_HELD_MAX = 256,
+    /* Larger sends leave at once, while what they send is still in the cache: beside the copy a system call is nothing. */
+    ST_BATCHED_BYTES_MAX = 16384,
+    /* Where every batched send costs a completion, a turn with so few of these serves so few clients that sending at once
+     * is cheaper. */
     ST_INLINE_EVENTS_MAX = 2,
 };
 
@@ -202,12 +221,21 @@ void st_uring_watched(st_uring_watch *watch, int direction, int32_t result);
 /* Streams that found no buffer are armed again, as many as there are buffers now. */
 void st_uring_feed_starved(st_uring *poller);
 bool st_uring_send_flush(st_uring_stream *stream);
+
+bool st_uring_quiet_sends_work(st_ring *ring); /* of this kernel; the ring is enabled, and empty */
+#ifdef ST_TESTING
+extern bool st_uring_quiet_refused; /* tests play a kernel that can not */
+#endif
+bool st_uring_quiet_add(st_uring *poller, uint64_t operation); /* the entry prepared last; false: no memory */
+/* Reports the sends that are over, before anything else is: who answers what came meanwhile finds nothing in flight. */
+void st_uring_quiet_over(st_uring *poller);
 void st_uring_stream_release(st_uring_stream *stream);
 void st_uring_listener_release(st_uring_listener *listener);
 
 /* Files have a ring of their own: see st_uring_file.c. */
 void st_uring_files_turn(st_uring *poller);
 bool st_uring_files_wait(st_uring *poller); /* something completed, or is to be submitted */
+bool st_uring_files_lost(st_uring *poller);
 void st_uring_files_after_fork(st_uring *poller);
 void st_uring_files_free(st_uring *poller);
 void st_uring_files_count(st_uring *poller, st_poller_statistics *counted);
@@ -216,6 +244,7 @@ st_stream *st_uring_stream_open(st_poller *poller, int fd, int kind, void *owner
 int st_uring_stream_read_start(st_stream *stream, int mode);
 void st_uring_stream_read_stop(st_stream *stream);
 ssize_t st_uring_stream_send(st_stream *stream, const struct iovec *parts, int count);
+int st_uring_stream_send_more(st_stream *stream, const void *bytes, size_t n);
 int st_uring_stream_shutdown(st_stream *stream);
 void st_uring_stream_close(st_stream *stream, int keep_fd);
 st_listener *st_uring_listener_open(st_poller *poller, int fd, void *owner, int *error);

@@ -291,6 +291,10 @@ void st_uring_files_count(st_uring *poller, st_poller_statistics *counted) {
     counted->in_flight += poller->files->ops.in_flight;
 }
 
+bool st_uring_files_lost(st_uring *poller) {
+    return poller->files != NULL && !poller->files->orphaned && st_ring_lost(&poller->files->ring);
+}
+
 void st_uring_files_after_fork(st_uring *poller) {
     if (poller->files == NULL)
         return;

@@ -88,6 +88,10 @@ static void hold(st_uring_listener *listener, int fd) {
         listener->held_capacity = capacity;
     }
     listener->held[listener->held_first + listener->held_count++] = fd;
+    if (listener->held_count >= ST_ACCEPTS_HELD_MAX && !listener->flooded) {
+        listener->flooded = true;
+        st_unit_dirty(poller_of(listener), &listener->unit);
+    }
     if (listener->accepting)
         st_unit_due(poller_of(listener), &listener->unit);
 }
@@ -115,6 +119,8 @@ void st_uring_listener_due(st_uring_listener *listener) {
         listener->held_count--;
         tell(listener, listener->held[listener->held_first++]);
     }
+    if (listener->flooded && listener->held_count == 0)
+        st_unit_dirty(poller_of(listener), &listener->unit);
     if (listener->held_count > 0 && listener->accepting)
         st_unit_due(poller_of(listener), &listener->unit);
 }
@@ -178,8 +184,10 @@ void st_uring_acceptable(st_uring_listener *listener, int32_t result) {
         }
         int error = -errno;
         failed(listener, error);
-        if (error == -EAGAIN)
+        if (error == -EAGAIN) {
+            listener->flooded = false;
             return;
+        }
     }
 }
 
@@ -187,14 +195,15 @@ bool st_uring_listener_flush(st_uring_listener *listener) {
     st_uring *poller = poller_of(listener);
     bool wanted = listener->accepting && !listener->unit.closing;
     if (listener->operation != ST_OP_NONE) {
-        if (wanted || listener->cancelled)
+        if ((wanted && (!listener->flooded || listener->armed_poll)) || listener->cancelled)
             return true;
         listener->cancelled = st_uring_cancel(poller, listener->operation);
         return listener->cancelled;
     }
-    if (!wanted)
+    if (!wanted || (listener->flooded && listener->held_count > 0))
         return true;
-    if (listener->by_poll)
+    listener->armed_poll = listener->by_poll || listener->flooded;
+    if (listener->armed_poll)
         return st_uring_poll(poller, &listener->unit, ST_KIND_ACCEPT_POLL, listener, &listener->operation, listener->fd,
                              POLLIN);
     st_uring_sqe *sqe = st_uring_prepare(poller, &listener->unit, ST_KIND_ACCEPT, listener, &listener->operation);

@@ -1,9 +1,10 @@
 /* Sending on io_uring: one SEND or SENDMSG at a time, nonblocking, so that it is over when the enter that submitted
  * it returns. What did not fit waits for poll. So the kernel never keeps a pointer into an owner's
  * memory from one turn to the next, and how much has left is exact whatever happens to ring or thread.
+ * Large sends and what is not a socket leave by a system call of their own.
  *
  * No zero-copy sends: they need two completions and pinned pages, pay from about 32 KiB on real network cards, and
- * over loopback the kernel copies anyway. MSG_WAITALL makes no sense beside MSG_DONTWAIT.
+ * over loopback the kernel copies anyway.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +14,10 @@
 
 #include "st_uring.h"
 
-enum { PARTS_PER_CALL_MAX = 1024 }; /* the kernel's UIO_MAXIOV */
+enum {
+    PARTS_PER_CALL_MAX = 1024, /* the kernel's UIO_MAXIOV */
+    PARTS_ADDED_MAX = 64,
+};
 
 static st_uring *poller_of(st_uring_stream *stream) { return (st_uring *)stream->base.poller; }
 
@@ -111,7 +115,7 @@ void st_uring_writable(st_uring_stream *stream, int32_t result) {
         progress(stream, result);
         return;
     }
-    if (stream->socket)
+    if (stream->socket && stream->send_rest <= ST_BATCHED_BYTES_MAX)
         return; /* dirty by now: the next flush sends */
     ssize_t n = send_now(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
     stream->blocked = n >= 0 && (size_t)n < stream->send_rest;
@@ -135,6 +139,11 @@ bool st_uring_send_flush(st_uring_stream *stream) {
     int count = stream->part_count - stream->part_first;
     sqe->fd = stream->fd;
     sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    if (poller->quiet_sends && !stream->base.sent_awaited && !stream->shutdown_wanted &&
+        stream->send_rest <= ST_BATCHED_BYTES_MAX && st_uring_quiet_add(poller, stream->send)) {
+        sqe->flags = ST_SQE_SKIP_SUCCESS;
+        sqe->op_flags |= MSG_WAITALL; /* makes a short send a failure, which is reported */
+    }
     if (count == 1) {
         sqe->opcode = ST_OP_SEND;
         sqe->address = (uint64_t)(uintptr_t)parts->iov_base;
@@ -165,14 +174,14 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     if (total == 0)
         return -EINVAL;
     struct iovec *kept = stream->own_parts;
-    if (count > (int)(sizeof stream->own_parts / sizeof stream->own_parts[0])) {
+    if (count > ST_OWN_PARTS) {
         kept = malloc((size_t)count * sizeof *kept); /* before anything leaves: after that there is no refusing */
         if (kept == NULL)
             return -ENOMEM;
     }
     ssize_t n = 0;
-    /* Batching costs a completion and, with few clients, a turn of its own: then the plain call is faster. */
-    bool now = !stream->socket || poller->turn_events <= ST_INLINE_EVENTS_MAX;
+    bool now = !stream->socket || total > ST_BATCHED_BYTES_MAX ||
+               (!poller->quiet_sends && poller->turn_events <= ST_INLINE_EVENTS_MAX);
     if (now) {
         n = send_now(stream, parts, count);
         if (n < 0 || (size_t)n == total) {
@@ -185,12 +194,41 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     memcpy(stream->parts, parts, (size_t)count * sizeof *parts);
     stream->part_first = 0;
     stream->part_count = count;
+    stream->part_capacity = count > ST_OWN_PARTS ? count : ST_OWN_PARTS;
     stream->send_rest = total;
     stream->send_unreported = 0;
     stream->sending = true;
     stream->blocked = now;
     advance(stream, (size_t)n);
     st_unit_dirty(poller, &stream->unit);
+    return 0;
+}
+
+static bool room_for_part(st_uring_stream *stream) {
+    if (stream->part_count < stream->part_capacity)
+        return true;
+    if (stream->part_count >= PARTS_ADDED_MAX)
+        return false;
+    bool own = stream->parts == stream->own_parts;
+    int capacity = stream->part_capacity * 2;
+    struct iovec *parts = realloc(own ? NULL : stream->parts, (size_t)capacity * sizeof *parts);
+    if (parts == NULL)
+        return false;
+    if (own)
+        memcpy(parts, stream->own_parts, sizeof stream->own_parts);
+    stream->parts = parts;
+    stream->part_capacity = capacity;
+    return true;
+}
+
+int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
+    st_uring_stream *stream = (st_uring_stream *)base;
+    bool begun = stream->send != ST_OP_NONE || stream->blocked || stream->write_poll != ST_OP_NONE;
+    if (!stream->sending || begun || stream->shutdown_wanted || n == 0 ||
+        stream->send_rest + n > ST_BATCHED_BYTES_MAX || !room_for_part(stream))
+        return -EBUSY;
+    stream->parts[stream->part_count++] = (struct iovec){(void *)(uintptr_t)bytes, n};
+    stream->send_rest += n;
     return 0;
 }
 

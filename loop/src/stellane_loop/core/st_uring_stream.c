@@ -2,7 +2,8 @@
  *
  * TCP receives by one multishot request into provided buffers; Unix sockets by single ones, because kernels
  * lost the end of file of multishot receives there; pipes and ttys by poll and read(2), because on a
- * nonblocking descriptor of a kind the kernel can not retry, READ only says EAGAIN.
+ * nonblocking descriptor of a kind the kernel can not retry, READ only says EAGAIN. So do sockets that fill
+ * their buffers: read(2) puts 100 KiB where they are wanted, in one piece and without a copy in between.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,16 +17,12 @@
 
 enum {
     NOTHING = 1, /* of end_result: 0 and negative values are what stream_data takes */
-    BULK_AFTER_FULL = 2,    /* full small buffers in a row, then the stream gets large ones */
-    SMALL_AFTER_SMALL = 16, /* receives in a row that a small buffer would have held, and back */
+    BULK_AFTER_FULL = 2,    /* provided buffers filled in a row, then the stream is read by poll and read(2) */
+    SMALL_AFTER_SMALL = 16, /* receives in a row that a provided buffer would have held, and back */
     HELD_BYTES_FIRST = 4096,
 };
 
 static st_uring *poller_of(st_uring_stream *stream) { return (st_uring *)stream->base.poller; }
-
-static st_uring_group *group_of(st_uring_stream *stream) {
-    return stream->armed_bulk ? &poller_of(stream)->bulk : &poller_of(stream)->small;
-}
 
 static int find_kind(st_uring_stream *stream, int kind) {
     struct stat status;
@@ -50,15 +47,11 @@ st_stream *st_uring_stream_open(st_poller *base, int fd, int kind, void *owner, 
     st_uring_stream *stream = calloc(1, sizeof *stream);
     if (stream == NULL)
         return NULL;
-    stream->base = (st_stream){base, owner};
+    stream->base = (st_stream){.poller = base, .owner = owner};
     stream->fd = fd;
     stream->end_result = NOTHING;
     stream->parts = stream->own_parts;
     *error = poller->forked ? -EBADF : find_kind(stream, kind);
-    if (*error == 0 && kind != ST_SOCKET && poller->scratch == NULL) {
-        poller->scratch = malloc(ST_SCRATCH_BYTES);
-        *error = poller->scratch == NULL ? -ENOMEM : 0;
-    }
     if (*error != 0) {
         free(stream);
         return NULL;
@@ -204,7 +197,7 @@ void st_uring_stream_due(st_uring_stream *stream) {
 }
 
 static void starve(st_uring_stream *stream) {
-    st_uring_group *group = group_of(stream);
+    st_uring_group *group = &poller_of(stream)->small;
     poller_of(stream)->counted.starved++;
     /* More buffers into circulation, if there are any; else whoever waits longest gets the next ones. */
     st_buffer_ring_grow(&group->buffers);
@@ -217,7 +210,8 @@ static void starve(st_uring_stream *stream) {
     group->starved_last = stream;
 }
 
-static void feed(st_uring *poller, st_uring_group *group) {
+void st_uring_feed_starved(st_uring *poller) {
+    st_uring_group *group = &poller->small;
     unsigned credit = group->buffers.available;
     while (credit-- > 0 && group->starved_first != NULL) {
         st_uring_stream *stream = group->starved_first;
@@ -229,13 +223,8 @@ static void feed(st_uring *poller, st_uring_group *group) {
     }
 }
 
-void st_uring_feed_starved(st_uring *poller) {
-    feed(poller, &poller->small);
-    feed(poller, &poller->bulk);
-}
-
 static void leave_starved(st_uring_stream *stream) {
-    st_uring_group *group = group_of(stream);
+    st_uring_group *group = &poller_of(stream)->small;
     st_uring_stream **link = &group->starved_first, *previous = NULL;
     while (*link != stream) {
         previous = *link;
@@ -247,7 +236,7 @@ static void leave_starved(st_uring_stream *stream) {
     stream->starved = false;
 }
 
-/* Small buffers for requests, large ones for streams that fill them. */
+/* Provided buffers for requests, poll and read(2) for streams that fill these. */
 static void choose_size(st_uring_stream *stream, size_t n) {
     size_t small = poller_of(stream)->small.buffers.bytes;
     if (n >= small) {
@@ -259,13 +248,13 @@ static void choose_size(st_uring_stream *stream, size_t n) {
         if (stream->bulk && ++stream->small_receives >= SMALL_AFTER_SMALL)
             stream->bulk = false;
     }
-    if (stream->receive != ST_OP_NONE && stream->bulk != stream->armed_bulk)
+    if (stream->receive != ST_OP_NONE && stream->bulk && !stream->armed_bulk)
         st_unit_dirty(poller_of(stream), &stream->unit);
 }
 
 void st_uring_received(st_uring_stream *stream, int32_t result, uint32_t flags) {
     st_uring *poller = poller_of(stream);
-    st_uring_group *group = group_of(stream);
+    st_uring_group *group = &poller->small;
     if (!(flags & ST_CQE_MORE)) {
         if (stream->multishot && !stream->receive_cancelled)
             poller->counted.rearms++;
@@ -311,6 +300,8 @@ void st_uring_readable(st_uring_stream *stream, int32_t result) {
     ssize_t n = read(stream->fd, at, length);
     if (n > 0) {
         poller->counted.receives++;
+        if (stream->socket)
+            choose_size(stream, (size_t)n);
         tell(stream, at, n);
     } else if (n == 0) {
         arrived_end(stream, 0);
@@ -321,21 +312,21 @@ void st_uring_readable(st_uring_stream *stream, int32_t result) {
 
 static bool arm_receive(st_uring_stream *stream) {
     st_uring *poller = poller_of(stream);
-    if (!stream->socket)
+    stream->armed_bulk = stream->bulk;
+    if (!stream->socket || stream->bulk)
         return st_uring_poll(poller, &stream->unit, ST_KIND_READ_POLL, stream, &stream->receive, stream->fd,
-                             POLLIN | POLLPRI);
+                             stream->socket ? POLLIN : POLLIN | POLLPRI);
     st_uring_sqe *sqe = st_uring_prepare(poller, &stream->unit, ST_KIND_RECEIVE, stream, &stream->receive);
     if (sqe == NULL)
         return false;
-    stream->armed_bulk = stream->bulk;
     sqe->opcode = ST_OP_RECV;
     sqe->flags = ST_SQE_BUFFER_SELECT;
     sqe->fd = stream->fd;
-    sqe->buffer_group = (uint16_t)group_of(stream)->buffers.group;
+    sqe->buffer_group = (uint16_t)poller->small.buffers.group;
     if (stream->multishot) {
         sqe->ioprio = ST_RECV_MULTISHOT;
     } else {
-        sqe->length = group_of(stream)->buffers.bytes;
+        sqe->length = poller->small.buffers.bytes;
         sqe->ioprio = stream->poll_first ? ST_RECVSEND_POLL_FIRST : 0;
     }
     return true;
@@ -344,7 +335,7 @@ static bool arm_receive(st_uring_stream *stream) {
 static bool receive_flush(st_uring_stream *stream) {
     bool wanted = stream->reading && !stream->ended && !stream->unit.closing;
     if (stream->receive != ST_OP_NONE) {
-        bool keep = wanted && (stream->bulk == stream->armed_bulk || !stream->socket);
+        bool keep = wanted && (!stream->bulk || stream->armed_bulk); /* a poll ends by itself */
         if (keep || stream->receive_cancelled)
             return true;
         stream->receive_cancelled = st_uring_cancel(poller_of(stream), stream->receive);

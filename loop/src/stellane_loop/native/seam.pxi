@@ -1,7 +1,7 @@
 # The C core and the bridge, as Cython sees them: core/st_poller.h explains.
 from libc.stdint cimport int64_t, uint64_t
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
@@ -16,7 +16,8 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "core/st_poller.h":
     ctypedef struct st_poller
-    ctypedef struct st_stream
+    ctypedef struct st_stream:
+        unsigned char sent_awaited
     ctypedef struct st_listener
     ctypedef struct st_watch
     enum:
@@ -54,6 +55,7 @@ cdef extern from "core/st_poller.h":
         int (*stream_read_start)(st_stream *, int) noexcept
         void (*stream_read_stop)(st_stream *) noexcept
         ssize_t (*stream_send)(st_stream *, const iovec *, int) noexcept
+        int (*stream_send_more)(st_stream *, const void *, size_t) noexcept
         int (*stream_shutdown)(st_stream *) noexcept
         void (*stream_close)(st_stream *, int) noexcept
         st_listener *(*listener_open)(st_poller *, int, void *, int *) noexcept

@@ -26,6 +26,9 @@ cdef class StreamWriter(Owned):
     cdef bint has_end              # the end was read, and the protocol has not heard of it
     cdef int end_error             # why it ended; 0: the peer ended it
     cdef bint buffered             # the protocol names the memory for what is received
+    cdef size_t lend_bytes         # else: how much of ours the next receive goes into; 0: it is copied
+    cdef PyObject *lent_bytes      # a bytes object that is being received into
+    cdef int small_receives
     cdef readonly int _conn_lost
     cdef object _empty_waiter
     cdef Py_buffer view            # of what the protocol lent
@@ -61,12 +64,19 @@ cdef class StreamWriter(Owned):
             logger.warning("socket.send() raised exception.")
         self._conn_lost += 1
 
+    cdef inline void await_sent(self) noexcept:
+        # Whoever waits for a send to be over is to say so before it begins to matter: see st_poller.h.
+        if self.stream != NULL:
+            self.stream.sent_awaited = 1
+
     cdef int put(self, bytes data) except -1:
         cdef iovec part
         cdef ssize_t sent
         if self.in_flight is not None:
-            self.queue.append(data)
-            self.queue_bytes += PyBytes_GET_SIZE(data)
+            if self.queue_bytes or not self.put_more(data):
+                self.queue.append(data)
+                self.queue_bytes += PyBytes_GET_SIZE(data)
+                self.await_sent()
             return self.pause_protocol()
         part.iov_base = PyBytes_AS_STRING(data)
         part.iov_len = PyBytes_GET_SIZE(data)
@@ -78,6 +88,19 @@ cdef class StreamWriter(Owned):
         self.in_flight = data
         self.in_flight_bytes = part.iov_len
         return self.pause_protocol()
+
+    cdef bint put_more(self, bytes data) except -1:
+        """Add to what is in flight, while it has not begun to leave."""
+        if self.loop.poller.ops.stream_send_more == NULL:
+            return False
+        if type(self.in_flight) is not list:
+            self.in_flight = [self.in_flight]
+        (<list>self.in_flight).append(data)  # first: what the poller knows of must be held
+        if self.loop.poller.ops.stream_send_more(self.stream, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)):
+            (<list>self.in_flight).pop()
+            return False
+        self.in_flight_bytes += PyBytes_GET_SIZE(data)
+        return True
 
     def writelines(self, list_of_data):
         """Send the pieces in order, in as few system calls as they need."""
@@ -97,6 +120,8 @@ cdef class StreamWriter(Owned):
                 self.queue_bytes += PyBytes_GET_SIZE(data)
         if self.queue_bytes and self.in_flight is None:
             self.send_queue()
+        if self.queue_bytes:
+            self.await_sent()
         self.pause_protocol()
 
     cdef int send_queue(self) except -1:
@@ -126,6 +151,8 @@ cdef class StreamWriter(Owned):
             if sent == 0:
                 self.in_flight = pieces
                 self.in_flight_bytes = total
+                if self.queue_bytes or self._closing or self._empty_waiter is not None:
+                    self.await_sent()
                 return 0
         return 0
 
@@ -147,6 +174,7 @@ cdef class StreamWriter(Owned):
         self._empty_waiter = (<object>self.loop).create_future()
         if self.in_flight is None and not self.queue_bytes:
             self._empty_waiter.set_result(None)
+        self.await_sent()
         return self._empty_waiter
 
     def _reset_empty_waiter(self):
@@ -171,8 +199,12 @@ cdef class StreamWriter(Owned):
         return 0
 
     cdef int pause_protocol(self) except -1:
-        if self._protocol_paused or self.in_flight_bytes + self.queue_bytes <= self._high:
+        if self._protocol_paused:
+            self.await_sent()
             return 0
+        if self.in_flight_bytes + self.queue_bytes <= self._high:
+            return 0
+        self.await_sent()
         self._protocol_paused = True
         return self.tell_protocol("pause_writing")
 

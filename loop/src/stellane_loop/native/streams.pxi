@@ -1,6 +1,6 @@
 # Connected stream sockets as asyncio transports.
 
-cdef class StreamTransport(StreamWriter):
+cdef class StreamTransport(StreamReceiver):
     """A connected stream socket (as asyncio's selector socket transport, over the poller's streams)."""
 
     cdef int open(self, LoopCore loop, int fd, protocol, server, dict extra) except -1:
@@ -64,7 +64,7 @@ cdef class StreamTransport(StreamWriter):
     cdef int read_on(self) except -1:
         if self.stream == NULL or self._closing or self._paused or not self.started:
             return 0
-        self.loop.poller.ops.stream_read_start(self.stream, ST_READ_INTO if self.buffered else ST_READ_COPY)
+        self.loop.poller.ops.stream_read_start(self.stream, self.read_mode())
         return 0
 
     cdef void read_off(self) noexcept:
@@ -72,52 +72,6 @@ cdef class StreamTransport(StreamWriter):
             self.loop.poller.ops.stream_read_stop(self.stream)
 
     # --- what the poller says ---
-
-    cdef int lend_buffer(self, char **at, size_t *length) noexcept:
-        if self.lent:
-            self.return_buffer()
-        if self._conn_lost or self.protocol is None:
-            return -1
-        try:
-            memory = stl_call_one(self.context, self.protocol.get_buffer, -1)
-            if not len(memory):
-                raise RuntimeError("get_buffer() returned an empty buffer")
-            PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
-        except BaseException as exc:
-            self.protocol_failed(exc, "Fatal error: protocol.get_buffer() call failed.")
-            return -1
-        self.lent = True
-        self.loop.lent_buffer = self
-        at[0] = <char *>self.view.buf
-        length[0] = <size_t>self.view.len
-        return 0
-
-    cdef void return_buffer(self) noexcept:
-        if self.lent:
-            self.lent = False
-            self.loop.lent_buffer = None
-            PyBuffer_Release(&self.view)
-
-    cdef void on_data(self, char *data, ssize_t n) noexcept:
-        cdef bint buffered = self.lent
-        self.return_buffer()
-        if self._conn_lost:
-            return
-        if n <= 0:
-            self.on_end(n)
-            return
-        try:
-            if buffered:
-                stl_call_one(self.context, self.protocol.buffer_updated, n)
-            else:
-                stl_call_one(self.context, self.on_bytes, PyBytes_FromStringAndSize(data, n))
-        except BaseException as exc:
-            self.protocol_failed(
-                exc,
-                "Fatal error: protocol.buffer_updated() call failed."
-                if buffered
-                else "Fatal error: protocol.data_received() call failed.",
-            )
 
     cdef void on_end(self, ssize_t error) noexcept:
         # In the turn that follows the poll: who was woken by the last bytes is to find the transport connected.
@@ -155,6 +109,7 @@ cdef class StreamTransport(StreamWriter):
 
     cdef int sent(self, ssize_t n, size_t rest) except -1:
         self.in_flight_bytes = rest
+        self.stream.sent_awaited = rest > 0
         if n < 0:
             exc = OSError(-n, os.strerror(-n))
             self.in_flight = None
@@ -246,6 +201,8 @@ cdef class StreamTransport(StreamWriter):
         if self.in_flight is None and not self.queue_bytes:
             self._conn_lost += 1
             self.lose_soon(None)
+        else:
+            self.await_sent()
 
     def abort(self):
         """Close at once; what is queued is lost. connection_lost follows."""

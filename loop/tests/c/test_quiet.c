@@ -1,0 +1,321 @@
+/* Small sends, the same for every poller unless it says io_uring: what is reported of them, and when. argv[1] names the
+ * poller. */
+#define _GNU_SOURCE
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "harness.h"
+#include "st_uring.h"
+
+enum { STREAMS = 20 };
+static owner *all[STREAMS];
+static int fds[STREAMS][2];
+
+static bool on_uring(void) { return strcmp(poller_name, "io_uring") == 0; }
+
+static void answer(owner *self, char *data, ssize_t n) {
+    (void)data;
+    if (n > 0)
+        CHECK(send_bytes(self, "answer", 6) >= 0);
+}
+
+/* Streams that have answered, in their poller; on io_uring the answers have not left yet. */
+static st_poller *answering(void) {
+    st_poller *poller = new_poller();
+    for (int i = 0; i < STREAMS; i++) {
+        tcp_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->on_data = answer;
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+        CHECK(write(fds[i][1], "question", 8) == 8);
+    }
+    for (int i = 0; i < STREAMS; i++)
+        TURN_UNTIL(poller, all[i]->bytes == 8);
+    return poller;
+}
+
+static void done(st_poller *poller) {
+    for (int i = 0; i < STREAMS; i++) {
+        char got[100];
+        ssize_t n = 0, more;
+        while ((more = recv(fds[i][1], got + n, sizeof got - (size_t)n, MSG_DONTWAIT)) > 0)
+            n += more;
+        CHECK_EQ(n, 6); /* once, and whole */
+        CHECK_EQ(all[i]->send_error, 0);
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
+/* One enter sends the answers and sleeps: that they have left is no reason to come back. */
+static void test_answers_leave_while_the_turn_sleeps(void) {
+    if (!on_uring())
+        return;
+    st_poller *poller = answering();
+    if (!((st_uring *)poller)->quiet_sends) {
+        printf("     not run: this kernel tells nothing of short sends\n");
+        return;
+    }
+    int over = 0;
+    for (int i = 0; i < STREAMS; i++)
+        over += all[i]->sends_over;
+    uint64_t waits = count(poller).waits;
+    double begin = now_s();
+    CHECK_EQ(turn(poller, 100), STREAMS - over); /* told in the turn they left in */
+    CHECK(now_s() - begin > 0.09);
+    CHECK_EQ(count(poller).waits - waits, 1);
+    for (int i = 0; i < STREAMS; i++)
+        CHECK_EQ(all[i]->sends_over, 1);
+    done(poller);
+}
+
+/* Unless somebody waits for that: 60 s is never. */
+static void test_awaited_sends_end_the_turn(void) {
+    st_poller *poller = answering();
+    all[STREAMS - 1]->stream->sent_awaited = 1;
+    CHECK(all[STREAMS - 1]->sends_over == 0 || !on_uring());
+    if (on_uring() && all[STREAMS - 1]->sends_over == 0)
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+    done(poller);
+}
+
+/* Nor does an end of file that is to follow wait for anything else. */
+static void test_shutdown_follows_at_once(void) {
+    st_poller *poller = answering();
+    struct pollfd end = {.fd = fds[0][1], .events = POLLRDHUP};
+    bool pending = on_uring() && all[0]->sends_over == 0;
+    CHECK_EQ(poller->ops->stream_shutdown(all[0]->stream), 0);
+    if (pending)
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+    CHECK(poll(&end, 1, 1000) == 1);
+    done(poller);
+}
+
+static void *turn_once(void *poller) {
+    turn(poller, 50);
+    return NULL;
+}
+
+/* Sent when the loop stopped, told when it runs again, which need not wait for anything; and in whichever thread. */
+static void told_later(bool elsewhere) {
+    if (!on_uring())
+        return;
+    st_poller *poller = answering();
+    for (int i = 0; i < STREAMS; i++) {
+        all[i]->on_data = NULL;
+        CHECK(write(fds[i][1], "more", 4) == 4); /* received as well while nobody is told */
+    }
+    poller->ops->settle(poller);
+    int over = 0;
+    for (int i = 0; i < STREAMS; i++)
+        over += all[i]->sends_over;
+    if (elsewhere) {
+        pthread_t thread;
+        pthread_create(&thread, NULL, turn_once, poller);
+        pthread_join(thread, NULL);
+    } else if (over < STREAMS) {
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        CHECK_EQ(all[i]->sends_over, 1);
+        TURN_UNTIL(poller, all[i]->bytes == 12);
+    }
+    done(poller);
+}
+
+static void test_told_when_the_loop_runs_again(void) { told_later(false); }
+static void test_told_in_another_thread(void) { told_later(true); }
+
+/* What is written before the first of it leaves goes with it, in order; beyond that it has to wait. */
+static void test_more_before_it_leaves(void) {
+    if (!on_uring())
+        return;
+    st_poller *poller = new_poller();
+    int pair[2];
+    tcp_pair(pair);
+    owner *self = open_stream(poller, pair[0], ST_SOCKET);
+    turn(poller, 0);
+    char sent[3000], got[sizeof sent];
+    fill_pattern(sent, sizeof sent, 3);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, sent, 1), -EBUSY); /* to nothing */
+    CHECK_EQ(send_bytes(self, sent, 100), 0);
+    size_t n = 100;
+    int parts = 1;
+    while (poller->ops->stream_send_more(self->stream, sent + n, 10) == 0) {
+        n += 10;
+        parts++;
+    }
+    CHECK(parts >= 64 && n < sizeof sent);
+    uint64_t calls = count(poller).system_calls;
+    turn(poller, 0);
+    CHECK_EQ(count(poller).system_calls - calls, 1);
+    CHECK_EQ(self->sends_over, 1);
+    CHECK_EQ(self->sent, n);
+    read_exactly(pair[1], got, n);
+    CHECK(memcmp(sent, got, n) == 0);
+    CHECK(recv(pair[1], got, 1, MSG_DONTWAIT) < 0);
+    static char large[ST_BATCHED_BYTES_MAX];
+    CHECK_EQ(send_bytes(self, large, 100), 0);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, large, sizeof large), -EBUSY);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    CHECK_EQ(poller->ops->stream_send_more(self->stream, large, 1), -EBUSY);
+    close_stream(self);
+    close(pair[1]);
+    poller->ops->free(poller);
+}
+
+enum { PIECE = 10000, PIECES_MAX = 10000 };
+static char pattern[PIECE * 4];
+
+/* Small sends until the socket is full and one of them waits for room. Returns how many bytes were taken. */
+static size_t fill(st_poller *poller, owner *self) {
+    size_t taken = 0;
+    for (int i = 0; i < PIECES_MAX; i++) {
+        int over = self->sends_over;
+        ssize_t n = send_bytes(self, pattern + taken % PIECE, PIECE);
+        CHECK(n >= 0);
+        taken += PIECE;
+        if (n > 0)
+            continue;
+        for (int j = 0; j < 20 && self->sends_over == over; j++)
+            turn(poller, j < 2 ? 0 : 10); /* TCP moves bytes to the peer for some time yet */
+        if (self->sends_over == over)
+            return taken;
+    }
+    fail(__FILE__, __LINE__, "the socket takes everything");
+}
+
+typedef struct drain {
+    int fd;
+    size_t wanted;
+    bool same;
+} drain;
+
+static void *read_all(void *argument) {
+    drain *self = argument;
+    char piece[PIECE];
+    self->same = true;
+    for (size_t at = 0; at < self->wanted; at += PIECE) {
+        read_exactly(self->fd, piece, PIECE);
+        self->same = self->same && memcmp(piece, pattern + at % PIECE, PIECE) == 0;
+    }
+    return NULL;
+}
+
+/* A small send of which a part fits: what is left follows, once, and nothing spins meanwhile. More is not taken then. */
+static void test_small_send_to_a_full_socket(void) {
+    st_poller *poller = new_poller();
+    fill_pattern(pattern, sizeof pattern, 5);
+    for (int unix_socket = 0; unix_socket < 2; unix_socket++) {
+        int pair[2], small = 16384;
+        if (unix_socket)
+            unix_pair(pair);
+        else
+            tcp_pair(pair);
+        setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+        owner *self = open_stream(poller, pair[0], ST_SOCKET);
+        size_t taken = fill(poller, self);
+        double begin = now_s();
+        CHECK_EQ(turn(poller, 100), 0);
+        CHECK(now_s() - begin > 0.09);
+        if (on_uring())
+            CHECK_EQ(poller->ops->stream_send_more(self->stream, pattern, 1), -EBUSY);
+        int over = self->sends_over;
+        drain peer = {pair[1], taken, false};
+        pthread_t thread;
+        pthread_create(&thread, NULL, read_all, &peer);
+        self->stream->sent_awaited = 1;
+        TURN_UNTIL(poller, self->sends_over == over + 1);
+        pthread_join(thread, NULL);
+        CHECK(peer.same);
+        CHECK(recv(pair[1], pattern, 1, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+        fill_pattern(pattern, sizeof pattern, 5);
+        close_stream(self);
+        close(pair[1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* Many short sends in one turn of a ring with room for few completions: silence means success only once all are in. */
+static void test_short_sends_and_overflow(void) {
+    enum { MANY = 60 };
+    static owner *streams[MANY];
+    static int pairs[MANY][2];
+    static size_t taken[MANY];
+    ring_entries = 4;
+    st_poller *poller = new_poller();
+    fill_pattern(pattern, sizeof pattern, 6);
+    int small = 16384;
+    for (int i = 0; i < MANY; i++) {
+        unix_pair(pairs[i]);
+        setsockopt(pairs[i][0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+        streams[i] = open_stream(poller, pairs[i][0], ST_SOCKET);
+    }
+    /* All of them in the same turns, so that they become full in the same turn. */
+    for (bool full = false; !full;) {
+        for (int i = 0; i < MANY; i++) {
+            ssize_t n = send_bytes(streams[i], pattern + taken[i] % PIECE, PIECE);
+            CHECK(n >= 0 || n == -EBUSY);
+            taken[i] += n == -EBUSY ? 0 : PIECE;
+            full = full || n == -EBUSY;
+        }
+        turn(poller, 0);
+        turn(poller, 0);
+    }
+    for (int i = 0; i < MANY; i++) {
+        drain peer = {pairs[i][1], taken[i], false};
+        pthread_t thread;
+        pthread_create(&thread, NULL, read_all, &peer);
+        streams[i]->stream->sent_awaited = 1;
+        TURN_UNTIL(poller, streams[i]->sent == taken[i] || !on_uring() || streams[i]->sends_over);
+        for (double until = now_s() + 0.02; now_s() < until;)
+            turn(poller, 5);
+        pthread_join(thread, NULL);
+        CHECK(peer.same);
+    }
+    if (on_uring())
+        CHECK(count(poller).overflows > 0);
+    for (int i = 0; i < MANY; i++) {
+        close_stream(streams[i]);
+        close(pairs[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* A peer that is gone is reported, though sending to it said nothing at first. */
+static void test_small_send_to_nobody(void) {
+    st_poller *poller = new_poller();
+    int pair[2];
+    unix_pair(pair);
+    owner *self = open_stream(poller, pair[0], ST_SOCKET);
+    close(pair[1]);
+    ssize_t n = send_bytes(self, "x", 1);
+    if (n == 0) {
+        CHECK(poller->ops->turn(poller, 60000000000, 1, 0) > 0);
+        n = self->send_error;
+    }
+    CHECK_EQ(n, -EPIPE);
+    close_stream(self);
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {
+        TEST(answers_leave_while_the_turn_sleeps),
+        TEST(awaited_sends_end_the_turn),
+        TEST(shutdown_follows_at_once),
+        TEST(told_when_the_loop_runs_again),
+        TEST(told_in_another_thread),
+        TEST(more_before_it_leaves),
+        TEST(small_send_to_a_full_socket),
+        TEST(short_sends_and_overflow),
+        TEST(small_send_to_nobody),
+    };
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
