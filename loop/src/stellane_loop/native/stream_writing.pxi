@@ -158,7 +158,7 @@ cdef class StreamWriter(Owned):
 
     def write_eof(self):
         """Send what is queued, then the end of file; receiving goes on."""
-        if self._closing or self._eof:
+        if self._closing or self._eof or self._conn_lost:
             return
         self._eof = True
         if not self.queue_bytes:

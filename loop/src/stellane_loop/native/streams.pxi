@@ -178,7 +178,9 @@ cdef class StreamTransport(StreamWriter):
 
     cdef void closed(self) noexcept:
         self.return_buffer()
-        self.stream = NULL
+        if self.stream != NULL:
+            self._conn_lost += 1  # the loop was closed under it: nothing can be written any more
+            self.stream = NULL
         self.in_flight = None
         if self.loop.streams.get(self._sock_fd) is self:
             del self.loop.streams[self._sock_fd]
