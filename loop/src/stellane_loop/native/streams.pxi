@@ -24,9 +24,12 @@ cdef class StreamTransport(StreamWriter):
         return 0
 
     cdef take_protocol(self, protocol):
+        cdef object on_bytes = getattr(protocol, "data_received", None)
         self.protocol = protocol
-        self.buffered = isinstance(protocol, asyncio.BufferedProtocol)
-        self.on_bytes = None if self.buffered else protocol.data_received
+        self.buffered = isinstance(protocol, asyncio.BufferedProtocol) or (
+            on_bytes is None and hasattr(protocol, "get_buffer")
+        )
+        self.on_bytes = None if self.buffered else on_bytes
 
     cdef int begin(self, waiter) except -1:
         """connection_made, then the first read."""
@@ -110,7 +113,8 @@ cdef class StreamTransport(StreamWriter):
             if buffered:
                 stl_call_one(self.context, self.protocol.buffer_updated, n)
             else:
-                stl_call_one(self.context, self.on_bytes, PyBytes_FromStringAndSize(data, n))
+                on_bytes = self.on_bytes if self.on_bytes is not None else self.protocol.data_received
+                stl_call_one(self.context, on_bytes, PyBytes_FromStringAndSize(data, n))
         except BaseException as exc:
             self.protocol_failed(
                 exc,
