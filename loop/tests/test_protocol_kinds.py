@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 
 from loop.tests.test_streams import connected
@@ -37,6 +38,17 @@ class LendsMemory(Bare):
 class TakesBytes(LendsMemory):
     def data_received(self, data):
         self.received += data.upper()
+
+
+class TakesPieces(Bare):
+    def __init__(self, kept: list[bytes]) -> None:
+        super().__init__()
+        self.kept = kept
+        self.received = 0
+
+    def data_received(self, data):
+        self.kept.append(data)
+        self.received += len(data)
 
 
 async def told(factory) -> Bare:
@@ -91,5 +103,52 @@ def test_small_writes_are_not_held_back_by_tcp_whoever_made_the_socket(run):
             assert end.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             end.abort()
         server.close()
+
+    run(main())
+
+
+def test_bytes_that_were_received_outlive_their_connection_and_those_that_follow(run):
+    async def main():
+        kept = []
+        for number in range(40):
+            transport, protocol, peer = await connected(lambda: TakesPieces(kept))
+            with peer:
+                peer.send(b"%03d" % number * 1000)
+                while protocol.received < 3000:
+                    await asyncio.sleep(0.001)
+                transport.abort()
+                await protocol.lost
+        assert b"".join(kept) == b"".join(b"%03d" % number * 1000 for number in range(40))
+
+    run(main())
+
+
+def test_what_pause_writing_sets_its_writer_sees(run):
+    """As with asyncio, where it is a plain call; written from elsewhere, it is the connection's context that is set."""
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    class Pausing(TakesPieces):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            self.transport.write(bytes(4_000_000))
+            self.kept.append(variable.get())
+            super().data_received(data)
+
+        def pause_writing(self):
+            variable.set("paused")
+
+    async def main():
+        seen = []
+        transport, protocol, peer = await connected(lambda: Pausing(seen), buffer_bytes=4096)
+        with peer:
+            peer.send(b"x")
+            while not protocol.received:
+                await asyncio.sleep(0.001)
+            transport.abort()
+            await protocol.lost
+        assert seen == ["paused", b"x"]
+        assert variable.get() == "unset"
 
     run(main())
