@@ -142,10 +142,12 @@ def test_the_readers_of_a_closed_file_are_found_by_the_object(run):
         assert loop.remove_reader(ours)
         assert not loop.remove_reader(ours)
         assert loop.remove_writer(ours)
-        assert not loop.remove_writer(ours)
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):  # as asyncio's selector
+            loop.remove_writer(ours)
         assert number not in loop._selector.get_map()
         theirs.close()
-        assert not loop.remove_reader(theirs)
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            loop.remove_reader(theirs)
 
     run(main())
 
@@ -164,7 +166,8 @@ def test_a_closed_file_without_readers_leaves_the_new_owner_of_its_number_alone(
             assert again.fileno() == number
             woken = asyncio.Event()
             loop.add_reader(again, woken.set)
-            assert not loop.remove_reader(ours)
+            with pytest.raises(ValueError, match="Invalid file descriptor: -1"):  # as asyncio's selector
+                loop.remove_reader(ours)
             other.send(b"x")
             await asyncio.wait_for(woken.wait(), 5)
             assert loop.remove_reader(again)
@@ -239,3 +242,12 @@ def test_the_descriptor_of_a_transport_is_refused(run):
             await writer.wait_closed()
 
     run(main())
+
+
+def test_a_closed_loop_has_no_readers(loop):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.add_reader(ours, lambda: None)
+        loop.close()
+        assert not loop.remove_reader(ours)
+    assert not loop.remove_writer(ours)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
+
+import pytest
 
 PAIRS = 64
 """So many that a poller which sends in batches would keep them for its next turn."""
@@ -39,3 +43,69 @@ def test_writes_of_the_last_turn_leave(loop) -> None:
     for transport in answering:
         transport.abort()
     loop.run_until_complete(asyncio.sleep(0))
+
+
+LAST_WISHES = """
+import asyncio, gc, socket, sys
+import stellane_loop
+
+class Executor(asyncio.Protocol):
+    def __init__(self, others):
+        self.others = others
+    def __del__(self):
+        for transport in self.others:
+            transport.write(b"farewell")
+            transport.close()
+
+async def connect(others):
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: Executor(others), sock=ours)
+    return transport, theirs
+
+async def open_all():
+    first, second = await connect([]), await connect([])
+    kept = [first, second, await connect([first[0], second[0]]), await connect([first[0], second[0]])]
+    waiting, _ = socket.socketpair()
+    waiting.setblocking(False)
+    operation = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(waiting, 1))
+    await asyncio.sleep(0.01)
+    operation.cancel()
+    await asyncio.wait([operation])
+    await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=waiting)
+    return [theirs for _, theirs in kept]
+
+for _ in range(20):
+    loop = stellane_loop.new_event_loop(sys.argv[1])
+    peers = loop.run_until_complete(open_all())
+    loop.close()
+    gc.collect()
+print("closed")
+"""
+
+
+def test_what_a_closing_loop_lets_go_of_may_still_use_it(poller: str) -> None:
+    """In a process of its own: what is wrong here is a crash."""
+    command = [sys.executable, "-W", "ignore", "-c", LAST_WISHES, poller]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
+
+
+def test_a_transport_that_outlives_its_loop_can_be_used_as_a_lost_one(new_loop) -> None:
+    def outlive() -> None:
+        loop = new_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
+            loop.close()
+            transport.write(b"x")
+            transport.writelines([b"x", b"y"])
+            transport.write_eof()
+            transport.pause_reading()
+            transport.resume_reading()
+            transport.close()
+            transport.abort()
+            assert transport.is_closing()
+            assert theirs.recv(10) == b""
+
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        outlive()

@@ -88,6 +88,40 @@ def test_other_threads_run_while_the_loop_waits(run):
     assert ticks > 300  # at most 1000; a loop that waits with the lock held leaves one
 
 
+def test_a_busy_loop_keeps_the_lock_while_other_threads_are_busy(run):
+    """Given up for a poll that does not wait, the lock would come back after a switch interval, in every turn."""
+    interval_s, turns, stop = 0.05, 200, threading.Event()
+
+    def compute():
+        while not stop.is_set():
+            sum(range(1000))
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        with theirs:
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+            start_s = time.monotonic()
+            for _ in range(turns):  # each with a poll: there is a connection
+                await asyncio.sleep(0)
+            took_s = time.monotonic() - start_s
+            transport.abort()
+            return took_s
+
+    before_s = sys.getswitchinterval()
+    threads = [threading.Thread(target=compute) for _ in range(2)]
+    sys.setswitchinterval(interval_s)
+    try:
+        for thread in threads:
+            thread.start()
+        took_s = run(main())
+    finally:
+        stop.set()
+        sys.setswitchinterval(before_s)
+        for thread in threads:
+            thread.join()
+    assert took_s < turns * interval_s / 2
+
+
 def test_a_running_loop_refuses_to_run_again(run):
     async def main():
         loop = asyncio.get_running_loop()

@@ -117,11 +117,11 @@ cdef class LoopCore:
         cdef st_poller *poller = self.poller
         cdef void *item
         pthread_mutex_lock(&self.lock)
-        self.poller = NULL
         self._closed = True
         pthread_mutex_unlock(&self.lock)
         if poller != NULL:
-            poller.ops.free(poller)
+            poller.ops.free(poller)  # what it lets go of may still call it, down to the last object
+            self.poller = NULL
         while self.timers.count:
             item = self.timers.slots[0].timer.item
             st_timers_remove(&self.timers, self.timers.slots[0].timer)
@@ -233,7 +233,7 @@ cdef class LoopCore:
         self._add_callback(handle)
 
     def _write_to_self(self):
-        if self.poller != NULL:
+        if not self._closed:
             self.poller.ops.wake(self.poller)
 
     def call_later(self, delay, callback, *args, context=None):

@@ -1,5 +1,13 @@
 # What the standard library's code calls by name: add_reader, transports, servers.
 
+cdef int set_nodelay(sock) except -1:
+    """For TCP, also where the socket was made without naming the protocol."""
+    internet = sock.family == socket.AF_INET or sock.family == socket.AF_INET6
+    if internet and sock.type == socket.SOCK_STREAM and sock.proto in (0, socket.IPPROTO_TCP):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return 0
+
+
 cdef class NativeLoop(AdaptiveTurns):
     """All of the native half; `stellane_loop.Loop` is this and asyncio's own Unix loop."""
 
@@ -61,7 +69,7 @@ cdef class NativeLoop(AdaptiveTurns):
         cdef StreamTransport transport
         cdef dict known = dict(extra) if extra else {}
         self.check_open()
-        base_events._set_nodelay(sock)
+        set_nodelay(sock)
         for name, address in addresses_of(sock.fileno()).items():
             known.setdefault(name, address)
         known["socket"] = trsock.TransportSocket(sock)
@@ -82,7 +90,7 @@ cdef class NativeLoop(AdaptiveTurns):
         ssl_shutdown_timeout=constants.SSL_SHUTDOWN_TIMEOUT,
     ):
         cdef Listener listener = Listener.__new__(Listener)
-        base_events._set_nodelay(sock)  # what it accepts inherits it
+        set_nodelay(sock)  # what it accepts inherits it
         listener.sock = sock
         listener.factory = protocol_factory
         listener.tls = sslcontext

@@ -26,7 +26,9 @@ cdef class StreamReceiver(StreamWriter):
         return ST_READ_INTO if self.buffered or self.lend_bytes else ST_READ_COPY
 
     cdef int lend_buffer(self, char **at, size_t *length) noexcept:
-        self.return_buffer()
+        # Also one that another stream was lent: a poller may ask and then find nothing to read.
+        if self.loop.lent_buffer is not None:
+            (<StreamReceiver>self.loop.lent_buffer).return_buffer()
         if self._conn_lost or self.protocol is None:
             return -1
         try:
@@ -72,13 +74,13 @@ cdef class StreamReceiver(StreamWriter):
                 self.return_buffer()
                 stl_call_one(self.context, self.protocol.buffer_updated, n)
             elif self.lent_bytes != NULL:
-                stl_call_one(self.context, self.on_bytes, self.take_lent(n))
+                self.hand_over(self.take_lent(n))
             else:
                 if n >= LEND_FROM_BYTES:
                     self.lend_bytes = LEND_BYTES_FIRST
                     self.small_receives = 0
                     self.read_on()
-                stl_call_one(self.context, self.on_bytes, PyBytes_FromStringAndSize(data, n))
+                self.hand_over(PyBytes_FromStringAndSize(data, n))
         except BaseException as exc:
             self.protocol_failed(
                 exc,
@@ -86,6 +88,11 @@ cdef class StreamReceiver(StreamWriter):
                 if buffered
                 else "Fatal error: protocol.data_received() call failed.",
             )
+
+    cdef inline int hand_over(self, bytes received) except -1:
+        # A protocol may get its data_received only after it was connected.
+        stl_call_one(self.context, self.on_bytes if self.on_bytes is not None else self.protocol.data_received, received)
+        return 0
 
     cdef bytes take_lent(self, ssize_t n):
         """The first n bytes of what was lent, as an object of their own; adapts to their number."""

@@ -186,7 +186,7 @@ cdef class StreamWriter(Owned):
 
     def write_eof(self):
         """Send what is queued, then the end of file; receiving goes on."""
-        if self._closing or self._eof:
+        if self._closing or self._eof or self._conn_lost:
             return
         self._eof = True
         if not self.queue_bytes:
@@ -215,14 +215,22 @@ cdef class StreamWriter(Owned):
         return self.tell_protocol("resume_writing")
 
     cdef int tell_protocol(self, str name) except -1:
+        cdef bint entered = True
         if self.protocol is None:
             return 0
         try:
-            if name == "pause_writing":
-                # A copy: who writes may be a callback of this very context, and none can be entered twice.
-                stl_call(PyContext_Copy(self.context), self.protocol.pause_writing, ())
-            else:
-                stl_call(self.context, self.protocol.resume_writing, ())
+            PyContext_Enter(self.context)
+        except RuntimeError:  # who writes is a callback of this very context, and none can be entered twice
+            entered = False
+        try:
+            try:
+                if name == "pause_writing":
+                    self.protocol.pause_writing()
+                else:
+                    self.protocol.resume_writing()
+            finally:
+                if entered:
+                    PyContext_Exit(self.context)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

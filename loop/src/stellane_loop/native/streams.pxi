@@ -24,9 +24,12 @@ cdef class StreamTransport(StreamReceiver):
         return 0
 
     cdef take_protocol(self, protocol):
+        cdef object on_bytes = getattr(protocol, "data_received", None)
         self.protocol = protocol
-        self.buffered = isinstance(protocol, asyncio.BufferedProtocol)
-        self.on_bytes = None if self.buffered else protocol.data_received
+        self.buffered = isinstance(protocol, asyncio.BufferedProtocol) or (
+            on_bytes is None and hasattr(protocol, "get_buffer")
+        )
+        self.on_bytes = None if self.buffered else on_bytes
 
     cdef int begin(self, waiter) except -1:
         """connection_made, then the first read."""
@@ -133,7 +136,9 @@ cdef class StreamTransport(StreamReceiver):
 
     cdef void closed(self) noexcept:
         self.return_buffer()
-        self.stream = NULL
+        if self.stream != NULL:
+            self._conn_lost += 1  # the loop was closed under it: nothing can be written any more
+            self.stream = NULL
         self.in_flight = None
         if self.loop.streams.get(self._sock_fd) is self:
             del self.loop.streams[self._sock_fd]

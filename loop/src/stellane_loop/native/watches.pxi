@@ -98,13 +98,14 @@ cdef Watch watch_of(LoopCore loop, file):
     for watch in loop.watches.values():
         if (<Watch>watch).file is file:
             return watch
+    descriptor_of(file)  # ValueError, as from a selector that does not know the closed file
     return None
 
 
 cdef bint watch_remove(LoopCore loop, file, bint writer) except -1:
-    cdef Watch watch = watch_of(loop, file)
+    cdef Watch watch = None if loop._closed else watch_of(loop, file)
     cdef Handle removed
-    if loop._closed or watch is None:
+    if watch is None:
         return False
     if writer:
         removed, watch.writer = watch.writer, None
