@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 
@@ -15,7 +16,8 @@ async def act(transport, peer, randomness: random.Random) -> None:
     if action == 0:
         transport.write(b"o" * randomness.randrange(1, 100_000))
     elif action == 1:
-        peer.send(b"i" * randomness.randrange(1, 1000))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have been told of an abort
+            peer.send(b"i" * randomness.randrange(1, 1000))
     elif action == 2:
         transport.pause_reading()
     elif action == 3:
