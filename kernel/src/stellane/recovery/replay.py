@@ -9,14 +9,16 @@ in a process death, run last and one at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pluggy
 
-from stellane.abc import Decision, PendingRequest, RecoveryPolicy, Step
+from stellane.abc import Decision, EntryState, PendingRequest, RecoveryPolicy, Step
 from stellane.app.trace import parse_traceparent
-from stellane.errors import JournalError, StellaneInternalError
+from stellane.errors import JournalError, JournalFull, StellaneInternalError
 from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo, RecoveryContext
 from stellane.recovery.exchange import ReplayExchange
@@ -25,6 +27,9 @@ from stellane.runtime.application import Application
 
 CREDENTIAL_STATUSES = frozenset({401, 403})
 """Answers that mean "who are you", which a request without its secrets cannot tell."""
+
+JOURNAL_FULL_RETRY_S = 5.0
+"""A step that the journal had no space to record is taken again after this long, seconds."""
 
 _log = get_logger("stellane.recovery")
 
@@ -85,19 +90,51 @@ class Replayer:
         )
 
     async def _settle(self, entry: LedgerEntry, step: Step) -> None:
-        """Follow one entry from step to step until it has an end."""
-        while step.decision is Decision.REPLAY:
-            if step.delay_s:
-                await asyncio.sleep(step.delay_s)
-            async with self._places:
-                outcome = await self._in_spine(self._attempt(entry))
-            if outcome is None:
+        """Follow one entry from step to step until it has an end.
+
+        Only an error that no other entry can escape gets out: the journal takes no more records,
+        or this task itself was cancelled.
+        """
+        while True:
+            try:
+                then = await self._take(entry, step)
+            except JournalFull as error:
+                _log.warning("recovery waits for space", request_id=entry.request.request_id, error=str(error))
+                then = dataclasses.replace(step, delay_s=JOURNAL_FULL_RETRY_S)
+            except (JournalError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                if _cancelled():
+                    raise
+                _log.error(
+                    "a request could not be recovered; the next start tries again",
+                    request_id=entry.request.request_id,
+                    exc_info=error,
+                )
                 return
-            step = outcome
+            if then is None:
+                return
+            step = then
+
+    async def _take(self, entry: LedgerEntry, step: Step) -> Step | None:
+        """Take one step. None when it brought the request to its end, else what to do next."""
+        if step.delay_s:
+            await asyncio.sleep(step.delay_s)
         if step.decision is Decision.DEAD_LETTER:
             await self._dead_letter(entry, step.reason)
-        else:
+            return None
+        if step.decision is Decision.ORPHAN:
             self._orphan(entry, step.reason)
+            return None
+        async with self._places:
+            try:
+                return await self._in_spine(self._attempt(entry))
+            except asyncio.CancelledError as error:
+                # Whoever awaits a cancelled future, or cancels its own task, raises this too. A
+                # worker that stops cancels recovery first.
+                if _cancelled() or entry.state is not EntryState.RECOVERING:
+                    raise
+                return self._failed(entry, error)
 
     async def _in_spine(self, work: Coroutine[Any, Any, Step | None]) -> Step | None:
         """Run an attempt as the spine runs a request, in a context and task of its own."""
@@ -110,6 +147,8 @@ class Replayer:
                 if not done.done():
                     done.set_exception(error)
                     done.exception()  # retrieved here: on cancellation nobody awaits it any more
+                    if isinstance(error, Exception):
+                        return
                 raise
             if not done.done():
                 done.set_result(step)
@@ -120,26 +159,36 @@ class Replayer:
     async def _attempt(self, entry: LedgerEntry) -> Step | None:
         """One replay. None when it brought the request to its end, else what to do next."""
         number = self._journal.attempt(entry, crash=str(self._crash) if self._crash else "")
-        self._hooks.stellane_request_recovering(entry=entry, attempt=number)
+        self._tell(self._hooks.stellane_request_recovering, entry=entry, attempt=number)
         exchange = ReplayExchange(entry.request)
-        log = _log.bind(request_id=entry.request.request_id, attempt=number)
         try:
             async with asyncio.timeout(self._attempt_timeout_s):
                 await self._application.recover(exchange, self._context(entry, number))
-        except asyncio.CancelledError:
-            raise  # the worker stops: still pending, and the attempt counts
         except Exception as error:
-            self._journal.attempt_failed(entry, f"{type(error).__name__}: {error}")
-            step = self._policy.after_attempt(self._describe(entry), error)
-            log.warning("recovery attempt failed", error=repr(error), then=step.decision.value)
-            return step
-        return self._judge(entry, exchange, log)
+            return self._failed(entry, error)
+        return self._judge(entry, exchange)
 
-    def _judge(self, entry: LedgerEntry, exchange: ReplayExchange, log: Any) -> Step | None:
+    def _failed(self, entry: LedgerEntry, error: BaseException) -> Step:
+        """The attempt that runs has failed; what to do next."""
+        request_id, number = entry.request.request_id, len(entry.attempts)
+        try:
+            self._journal.attempt_failed(entry, f"{type(error).__name__}: {error}")
+        except JournalFull:
+            # That it was made is on record, and counts; only how it ended is not.
+            _log.warning("no space to record how an attempt failed", request_id=request_id, attempt=number)
+        step = self._policy.after_attempt(self._describe(entry), error)
+        _log.warning(
+            "recovery attempt failed",
+            request_id=request_id,
+            attempt=number,
+            error=repr(error),
+            then=step.decision.value,
+        )
+        return step
+
+    def _judge(self, entry: LedgerEntry, exchange: ReplayExchange) -> Step | None:
         if exchange.aborted or not exchange.response_ended:
-            error = RuntimeError("the handler ended without a complete response")
-            self._journal.attempt_failed(entry, str(error))
-            return self._policy.after_attempt(self._describe(entry), error)
+            return self._failed(entry, RuntimeError("the handler ended without a complete response"))
         hooked = self._describe(entry).has_recovery_hook
         if exchange.status in CREDENTIAL_STATUSES and entry.request.redacted_names and not hooked:
             # Its credentials were kept out of the journal; "not allowed" is about them, not about it.
@@ -148,14 +197,27 @@ class Replayer:
                 entry.entry_id, Decision.ORPHAN, f"needs what is not journaled ({names}); use an on_recover hook"
             )
         if exchange.status >= 500:
-            error = RuntimeError(f"the handler answered {exchange.status}")
-            self._journal.attempt_failed(entry, str(error))
-            return self._policy.after_attempt(self._describe(entry), error)
+            return self._failed(entry, RuntimeError(f"the handler answered {exchange.status}"))
         self._journal.done(entry, exchange.status, delivered=False)
-        self._journal.flush()
-        log.info("request recovered", status=exchange.status)
-        self._hooks.stellane_request_recovered(entry=entry, status=exchange.status)
+        # A full disk holds the ending back until there is space; to take the step again for it
+        # would run the request again.
+        with contextlib.suppress(JournalFull):
+            self._journal.flush()
+        _log.info(
+            "request recovered",
+            request_id=entry.request.request_id,
+            attempt=len(entry.attempts),
+            status=exchange.status,
+        )
+        self._tell(self._hooks.stellane_request_recovered, entry=entry, status=exchange.status)
         return None
+
+    def _tell(self, hook: Callable[..., Any], **facts: Any) -> None:
+        """Tell the extensions; one that fails does not decide the fate of a request."""
+        try:
+            hook(**facts)
+        except Exception:
+            _log.exception("an extension's hook failed")
 
     def _context(self, entry: LedgerEntry, number: int) -> RecoveryContext:
         request = entry.request
@@ -177,10 +239,12 @@ class Replayer:
     async def _dead_letter(self, entry: LedgerEntry, reason: str) -> None:
         self._journal.dead(entry, reason)
         _log.error("request dead-lettered", request_id=entry.request.request_id, reason=reason)
-        self._hooks.stellane_request_dead_lettered(entry=entry, reason=reason)
+        self._tell(self._hooks.stellane_request_dead_lettered, entry=entry, reason=reason)
         try:
             await self._application.dead_letter(ReplayExchange(entry.request), list(entry.attempts))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if _cancelled():
+                raise
             _log.exception("the on_dead_letter hook failed", request_id=entry.request.request_id)
 
     def _orphan(self, entry: LedgerEntry, reason: str) -> None:
@@ -198,6 +262,12 @@ async def recover_all(replayers: Sequence[Replayer]) -> None:
             _log.error("recovery stopped: the journal does not take records", error=str(error))
 
     await asyncio.gather(*(one(replayer) for replayer in replayers))
+
+
+def _cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _idempotency_key(entry: LedgerEntry) -> str | None:
