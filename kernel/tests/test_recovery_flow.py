@@ -507,21 +507,22 @@ def test_a_body_that_was_too_large_makes_an_orphan(tmp_path: Path) -> None:
     assert entry.request.body == b""
 
 
-def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: Path) -> None:
-    """401 to a request whose Authorization was kept out of the journal: an orphan that says why."""
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 419])
+def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: Path, status: int) -> None:
+    """Whatever says no to a request whose cookie was kept out of the journal: an orphan that says why."""
     server = Server()
     runs: list[bool] = []
 
     @server.put("/")
-    async def handler(ctx: Context, req: Request) -> str:
-        runs.append("authorization" in req.headers)
+    async def handler(ctx: Context, req: Request) -> Response:
+        runs.append("cookie" in req.headers)
         if not runs[-1]:
-            raise HTTPError(401)
+            return Response.text("who are you", status=status)
         raise Killed
 
     async def main() -> None:
         await bench.start()
-        await die(bench, MemoryExchange("PUT", b"/", headers=[(b"authorization", b"Bearer x")], body=b""))
+        await die(bench, MemoryExchange("PUT", b"/", headers=[(b"cookie", b"session=x")], body=b""))
         await bench.crash()
         await bench.recover()
 
@@ -530,7 +531,54 @@ def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: P
     assert runs == [True, False]
     entry = bench.entries()[0]
     assert str(entry.state) == "orphan"
-    assert "authorization" in entry.reason
+    assert "cookie" in entry.reason
+
+
+@pytest.mark.parametrize(("status", "headers"), [(404, ()), (302, ()), (204, [(b"cookie", b"session=x")])])
+def test_an_answer_to_the_whole_request_or_a_success_is_its_end(tmp_path: Path, status: int, headers: Any) -> None:
+    """Nothing was kept out of the journal, or the handler did not miss it."""
+    server = Server()
+
+    @server.put("/")
+    async def handler(ctx: Context, req: Request) -> Response:
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=status)
+
+    async def main() -> None:
+        await bench.start()
+        await die(bench, MemoryExchange("PUT", b"/", headers=list(headers), body=b""))
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    assert [(str(entry.state), entry.status) for entry in bench.entries()] == [("done", status)]
+
+
+@pytest.mark.parametrize("headers", [(), [(b"cookie", b"session=x")]])
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
+def test_an_answer_that_means_later_is_a_failed_attempt(tmp_path: Path, status: int, headers: Any) -> None:
+    """The request is tried again, and is a dead letter when its attempts are used up."""
+    server = Server()
+
+    @server.put("/")
+    async def handler(ctx: Context, req: Request) -> Response:
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=status)
+
+    async def main() -> None:
+        await bench.start()
+        await die(bench, MemoryExchange("PUT", b"/", headers=list(headers), body=b""))
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server, max_attempts=1)
+    run(main())
+    entry = bench.entries()[0]
+    assert str(entry.state) == "dead"
+    assert [str(status) in attempt.error for attempt in entry.attempts] == [True]
 
 
 def test_suspects_run_last_and_alone(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from stellane.recovery.exchange import ReplayExchange
 from stellane.recovery.journal import Journal, LedgerEntry
 from stellane.runtime.application import Application
 
-CREDENTIAL_STATUSES = frozenset({401, 403})
-"""Answers that mean "who are you", which a request without its secrets cannot tell."""
+LATER_STATUSES = frozenset({408, 425, 429})
+"""Answers below 500 that mean "not at this time" (RFC 9110, 8470 and 6585): no end of the work."""
 
 JOURNAL_FULL_RETRY_S = 5.0
 """A step that the journal had no space to record is taken again after this long, seconds."""
@@ -189,15 +189,17 @@ class Replayer:
     def _judge(self, entry: LedgerEntry, exchange: ReplayExchange) -> Step | None:
         if exchange.aborted or not exchange.response_ended:
             return self._failed(entry, RuntimeError("the handler ended without a complete response"))
-        hooked = self._describe(entry).has_recovery_hook
-        if exchange.status in CREDENTIAL_STATUSES and entry.request.redacted_names and not hooked:
-            # Its credentials were kept out of the journal; "not allowed" is about them, not about it.
-            names = ", ".join(entry.request.redacted_names)
-            return Step(
-                entry.entry_id, Decision.ORPHAN, f"needs what is not journaled ({names}); use an on_recover hook"
-            )
-        if exchange.status >= 500:
+        if exchange.status >= 500 or exchange.status in LATER_STATUSES:
             return self._failed(entry, RuntimeError(f"the handler answered {exchange.status}"))
+        names = ", ".join(entry.request.redacted_names)
+        if names and not 200 <= exchange.status <= 299 and not self._describe(entry).has_recovery_hook:
+            # Its secrets were kept out of the journal, and applications turn away a stranger with
+            # anything: a redirect to the login page, 400 or 419 for a missing token, 404.
+            return Step(
+                entry.entry_id,
+                Decision.ORPHAN,
+                f"answered {exchange.status} without what is not journaled ({names}); use an on_recover hook",
+            )
         self._journal.done(entry, exchange.status, delivered=False)
         # A full disk holds the ending back until there is space; to take the step again for it
         # would run the request again.
