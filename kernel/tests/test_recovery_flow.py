@@ -35,7 +35,7 @@ from stellane.config import Config
 from stellane.errors import JournalPoisoned
 from stellane.hookspecs import hookimpl
 from stellane.recovery.context import CrashInfo
-from stellane.recovery.journal import Journal
+from stellane.recovery.journal import Journal, JournaledRequest
 from stellane.recovery.recorder import MARK_AFTER_S, Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.spine import Spine
@@ -425,6 +425,59 @@ def test_a_hook_takes_the_request_and_may_run_the_original(tmp_path: Path) -> No
     assert (recovery.attempt, recovery.max_attempts, recovery.crash) == (1, 3, CRASH)
     assert recovery.fencing_token == (2 << 32) | 1
     assert not recovery.response_started
+
+
+@pytest.mark.parametrize(("method", "hooked"), [("PUT", False), ("POST", True)])
+def test_a_replay_has_the_path_and_query_the_live_request_had(tmp_path: Path, method: str, hooked: bool) -> None:
+    """A target in absolute form (RFC 9112 section 3.2.2): the same route, hook, path and query."""
+    server = Server()
+    seen: list[tuple[bool, str, str, str]] = []
+
+    @server.route("/orders/{id}", methods=("PUT", "POST"))
+    async def handler(ctx: Context, req: Request) -> Response:
+        seen.append((ctx.recovery is not None, req.path, req.params["id"], req.query["a"]))
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=204)
+
+    if hooked:
+
+        @server.on_recover(route="/orders/{id}")
+        async def hook(ctx: Context, req: Request) -> Response:
+            seen.append((True, req.path, "hook", req.query["a"]))
+            response: Response = await retry_original_handler(req)
+            return response
+
+    async def main() -> None:
+        await bench.start()
+        exchange = MemoryExchange(method, b"http://shop/orders/7?a=1", headers=[(b"host", b"shop")], body=b"")
+        exchange.path, exchange.query = b"/orders/7", b"a=1"  # as the protocol sets them
+        await die(bench, exchange)
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    by_hook = [(True, "/orders/7", "hook", "1")] if hooked else []
+    assert seen == [(False, "/orders/7", "7", "1"), *by_hook, (True, "/orders/7", "7", "1")]
+    assert [(str(entry.state), entry.status) for entry in bench.entries()] == [("done", 204)]
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/a?b", b"/a", b"b"),
+        (b"/a?b=http://c/d?e", b"/a", b"b=http://c/d?e"),
+        (b"//c/d", b"//c/d", b""),
+        (b"http://h/a?b?c", b"/a", b"b?c"),
+        (b"HTTPS://h:1", b"/", b""),
+        (b"http://h?b=/c", b"/", b"b=/c"),
+        (b"*", b"*", b""),
+    ],
+)
+def test_targets_in_all_their_forms(target: bytes, path: bytes, query: bytes) -> None:
+    """RFC 9112 section 3.2; a request to a server has no authority form."""
+    assert JournaledRequest("r", 1, "PUT", target, []).path_and_query == (path, query)
 
 
 def test_the_attempt_is_on_record_before_it_runs(tmp_path: Path) -> None:

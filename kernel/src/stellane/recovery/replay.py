@@ -77,7 +77,7 @@ class Replayer:
 
     def _describe(self, entry: LedgerEntry) -> PendingRequest:
         request = entry.request
-        path = request.target.partition(b"?")[0]
+        path, _ = request.path_and_query
         return PendingRequest(
             entry_id=entry.entry_id,
             method=request.method,
