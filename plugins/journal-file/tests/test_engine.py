@@ -327,6 +327,55 @@ def test_a_short_write_for_lack_of_space_leaves_nothing(opened: Any, monkeypatch
     assert seqs(engine) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_refused_whole_for_lack_of_space_changes_nothing(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """JournalFull as long as it lasts; then the engine goes on with the same sequence number."""
+    engine = opened()
+    fill(engine, 1, 2, 80)
+
+    def full(*_: object) -> int:
+        raise OSError(number, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for reserve in (False, True):
+        with pytest.raises(JournalFull):
+            engine.append(make_records(3, 2), 3, reserve=reserve)
+    monkeypatch.undo()
+    assert seqs(engine) == [1, 2]
+    fill(engine, 3, 1)
+    assert engine.sync() == 3
+    engine.close()
+    engine = opened()
+    assert seqs(engine) == [1, 2, 3]
+    assert gaps(engine) == []
+
+
+@pytest.mark.parametrize("wiped", [-1, 40])
+def test_half_a_batch_that_cannot_be_wiped_poisons(opened: Any, monkeypatch: pytest.MonkeyPatch, wiped: int) -> None:
+    """The wipe fails for lack of space too, or is cut short: what is left may not be written over."""
+    engine = opened()
+    fill(engine, 1, 2, 80)
+    real = os.pwrite
+    calls = []
+
+    def short(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append(len(data))
+        if len(calls) == 1:
+            return real(descriptor, data[:100], offset)
+        if len(calls) == 3 and wiped >= 0:
+            return real(descriptor, data[:wiped], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", short)
+    with pytest.raises(JournalPoisoned):
+        engine.append(make_records(3, 2), 3)
+    monkeypatch.undo()
+    with pytest.raises(JournalPoisoned):
+        fill(engine, 3, 1)
+
+
 def test_a_failed_sync_in_the_background_poisons(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full segment that could not be synced may not be called synced later."""
     engine = opened()

@@ -109,6 +109,9 @@ class FileJournal(JournalEngine):
             if written != len(data):
                 self._write_rest(data, written)
         except OSError as error:
+            if error.errno in _NO_SPACE:
+                # The first write failed whole (pwrite(2)): the segment is as it was.
+                raise JournalFull(f"{self._path}: {error.strerror}", path=self._path) from error
             raise self._poison("write", error) from error
         self._offset += len(data)
         self._appended_seq += len(records)
@@ -354,8 +357,17 @@ class FileJournal(JournalEngine):
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            os.pwrite(self._descriptor, bytes(written), self._offset)
+            self._wipe(written)
             raise JournalFull(f"{self._path}: {error.strerror}", path=self._path) from error
+
+    def _wipe(self, count: int) -> None:
+        """Put zeros over the `count` bytes behind the last record, or poison: half a batch may not stay."""
+        try:
+            wiped = os.pwrite(self._descriptor, bytes(count), self._offset)
+            if wiped != count:
+                raise OSError(errno.EIO, f"{wiped} of {count} bytes were written")
+        except OSError as error:
+            raise self._poison("wipe", error) from error
 
     def _end_of(self, segment: Segment, after_seq: int) -> int:
         """The offset behind the last record of `segment` with seq <= `after_seq`; 0 when it has none."""
