@@ -383,7 +383,15 @@ def test_an_idempotent_request_is_replayed_with_its_body_and_ids(tmp_path: Path)
     assert bench.events.heard == [("recovering", 1), ("recovered", 201)]
 
 
-@pytest.mark.parametrize(("headers", "state"), [((), "orphan"), (KEY, "done")])
+@pytest.mark.parametrize(
+    ("headers", "state"),
+    [
+        ((), "orphan"),
+        (KEY, "done"),
+        *(([(b"idempotency-key", blank)], "orphan") for blank in (b"", b" \t", b'""', b'" "')),
+        ([(b"idempotency-key", b""), *KEY], "done"),
+    ],
+)
 def test_post_is_replayed_only_with_a_key(tmp_path: Path, headers: Any, state: str) -> None:
     """RFC 9110 section 9.2.2; what may not run again stays visible."""
     server, notes = dying_server()

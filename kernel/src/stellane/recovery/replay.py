@@ -273,5 +273,7 @@ def _cancelled() -> bool:
 
 
 def _idempotency_key(entry: LedgerEntry) -> str | None:
-    value = next((value for name, value in entry.request.headers if name == b"idempotency-key"), None)
-    return None if value is None else value.decode("latin-1")
+    """The client's key; a blank one, quoted or not, tells no request from another and is none."""
+    values = (value for name, value in entry.request.headers if name == b"idempotency-key")
+    key = next((value for value in values if value.strip(b' \t"')), None)
+    return None if key is None else key.decode("latin-1")
