@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stellane.abc import Exchange
+from stellane.abc import Exchange, Plan
 from stellane.builtin.replay_policy import ReplayPolicy
-from stellane.errors import JournalFull, JournalPoisoned
+from stellane.errors import JournalFull, JournalPoisoned, Retry
 from stellane.recovery import replay
 from stellane.recovery.journal import Journal
 from stellane.recovery.payload import JournaledRequest
@@ -274,3 +274,59 @@ def test_a_poisoned_journal_ends_its_recovery(tmp_path: Path) -> None:
     bench.recover()
     assert isinstance(bench.journal.poisoned, JournalPoisoned)
     assert bench.application.runs == [b"/poisons"]
+
+
+@pytest.mark.parametrize("waiting", [b"/innocent", b"/suspect-1"])
+def test_who_wants_to_be_tried_in_an_hour_keeps_nobody_waiting(tmp_path: Path, waiting: bytes) -> None:
+    """Neither the suspects behind an innocent request nor those behind a suspect."""
+
+    async def later(_: Exchange) -> None:
+        raise Retry(3600.0)
+
+    async def main() -> None:
+        recovery = asyncio.get_running_loop().create_task(bench.recovering())
+        async with asyncio.timeout(PATIENCE_S):
+            while len(bench.journal.pending()) > 1 or len(bench.application.runs) < 3:
+                await asyncio.sleep(0.001)
+        assert not recovery.done()
+        recovery.cancel()
+        await asyncio.wait([recovery])
+
+    suspects = [b"/suspect-1", b"/suspect-2"]
+    bench = Bench(tmp_path, b"/innocent", *suspects, suspects=suspects, handlers={waiting: later})
+    bench.policy = ReplayPolicy(("PUT",), 3)
+    asyncio.run(main())
+    bench.journal.flush()
+    assert bench.ends() == {b"/innocent": "done", **dict.fromkeys(suspects, "done"), waiting: "pending"}
+
+
+class Unsorted(ReplayPolicy):
+    """Plans in the order of the journal; what is to run alone is only marked as such."""
+
+    def plan(self, pending: Any) -> Plan:
+        return Plan(tuple(sorted(super().plan(pending).steps, key=lambda step: step.entry_id)))
+
+
+def test_nothing_runs_beside_a_suspect_not_even_a_second_attempt(tmp_path: Path) -> None:
+    """The retries of the innocent wait for a suspect that runs, and it waits for them; no two of them block."""
+    running: set[bytes] = set()
+    beside: list[frozenset[bytes]] = []
+
+    async def fails(exchange: Exchange) -> None:
+        running.add(exchange.path)
+        beside.append(frozenset(running))
+        await asyncio.sleep(0.01)
+        running.discard(exchange.path)
+        raise ValueError("on purpose")
+
+    innocent = [b"/innocent-%d" % number for number in range(6)]
+    suspects = [b"/suspect-%d" % number for number in range(3)]
+    targets = [*suspects, *innocent]
+    bench = Bench(tmp_path, *targets, suspects=suspects, handlers=dict.fromkeys(targets, fails))
+    bench.policy = Unsorted(("PUT",), 4)
+    bench.recover()
+    assert max(map(len, beside)) <= 4
+    assert [names for names in beside if len(names) > 1 and names & set(suspects)] == []
+    first = min(bench.application.runs.index(suspect) for suspect in suspects)
+    assert set(innocent) <= set(bench.application.runs[:first])
+    assert bench.ends() == dict.fromkeys(targets, "dead")

@@ -3,7 +3,7 @@
 For each pending request the policy says replay, orphan or dead letter. A replay is recorded
 as an attempt before its handler exists, so that a request which kills the process is counted
 by its own crash. Innocent requests run side by side; suspects, whose replay has already ended
-in a process death, run last and one at a time.
+in a process death, run after the first replay of each of the others, and with none beside them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo, RecoveryContext
 from stellane.recovery.exchange import ReplayExchange
 from stellane.recovery.journal import Journal, LedgerEntry
+from stellane.recovery.replay_places import ReplayPlaces
 from stellane.runtime.application import Application
 
 LATER_STATUSES = frozenset({408, 425, 429})
@@ -55,7 +56,7 @@ class Replayer:
         self._application = application
         self._max_attempts = max_attempts
         self._attempt_timeout_s = attempt_timeout_s
-        self._places = asyncio.Semaphore(concurrency)
+        self._places = ReplayPlaces(concurrency)
         self._crash = crashes[-1] if crashes else None
         self._run = run
         self._hooks = hooks
@@ -69,11 +70,13 @@ class Replayer:
         if {step.entry_id for step in plan.steps} != set(pending):
             raise StellaneInternalError("the recovery policy's plan does not name exactly the pending requests")
         _log.info("recovering requests", pending=len(pending), crash=str(self._crash) if self._crash else None)
-        together = [step for step in plan.steps if not step.alone]
-        await asyncio.gather(*(self._settle(pending[step.entry_id], step) for step in together))
-        for step in plan.steps:
-            if step.alone:
-                await self._settle(pending[step.entry_id], step)
+        try:
+            async with asyncio.TaskGroup() as group:
+                # Places are had in the order in which they are asked for: the suspects come last.
+                for step in sorted(plan.steps, key=lambda step: step.alone):
+                    group.create_task(self._settle(pending[step.entry_id], step))
+        except ExceptionGroup as stopped:
+            raise stopped.exceptions[0] from None
 
     def _describe(self, entry: LedgerEntry) -> PendingRequest:
         request = entry.request
@@ -114,7 +117,7 @@ class Replayer:
                 return
             if then is None:
                 return
-            step = then
+            step = dataclasses.replace(then, alone=step.alone or then.alone)
 
     async def _take(self, entry: LedgerEntry, step: Step) -> Step | None:
         """Take one step. None when it brought the request to its end, else what to do next."""
@@ -126,7 +129,7 @@ class Replayer:
         if step.decision is Decision.ORPHAN:
             self._orphan(entry, step.reason)
             return None
-        async with self._places:
+        async with self._places.all() if step.alone else self._places.one():
             try:
                 return await self._in_spine(self._attempt(entry))
             except asyncio.CancelledError as error:
