@@ -11,7 +11,7 @@ import pytest
 
 from stellane.abc import EntryState
 from stellane.errors import JournalError, JournalFull, JournalLocked, JournalPoisoned, JournalUnsupported
-from stellane.recovery.journal import LAZY_RECORDS_MAX, Journal, LedgerEntry
+from stellane.recovery.journal import LAZY_RECORDS_MAX, SNAPSHOT_BATCH_BYTES, Journal, LedgerEntry
 from stellane.recovery.payload import TRACESTATE_BYTES_MAX
 from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, decode, walk
 from stellane.testing.journal_records import make_request
@@ -380,3 +380,24 @@ def test_on_a_full_disk_requests_still_end(open_journal: Any, tmp_path: Path) ->
     engine.full = False
     third = journal.begin(make_request(4))
     assert states(open_journal()) == {second.entry_id: EntryState.DEAD, third.entry_id: EntryState.PENDING}
+
+
+@pytest.mark.parametrize("body_bytes", [10, SNAPSHOT_BATCH_BYTES])
+def test_a_snapshot_leaves_the_space_kept_for_the_ends_of_requests(
+    open_journal: Any, tmp_path: Path, body_bytes: int
+) -> None:
+    """It can wait, and the end of a request cannot: not one of its batches takes from the reserve."""
+    engine = FullEngine()
+    journal = open_journal(engine)
+    first, second = (journal.begin(make_request(number, body=bytes(body_bytes))) for number in (1, 2))
+    journal.done(first, 200, delivered=True)
+    engine.full = True
+    with pytest.raises(JournalFull):
+        journal.snapshot()
+    journal.responding(second, 200)
+    written = [RecordType.BEGIN, RecordType.BEGIN, RecordType.DONE, RecordType.RESP]
+    assert types_on_disk(tmp_path) == written
+    engine.full = False
+    journal.snapshot()
+    assert RecordType.SNAP_END in types_on_disk(tmp_path)
+    assert states(open_journal()) == {second.entry_id: EntryState.PENDING}

@@ -14,6 +14,7 @@ from stellane.errors import JournalCorrupt, JournalError, JournalUnsupported
 from stellane.recovery.directory import Meta
 from stellane.recovery.journal import Journal
 from stellane.recovery.record import RecordType, encode
+from stellane.recovery.redact import TAG_BYTES
 from stellane.testing.journal_records import make_request
 from stellane.testing.plain_journal import PlainJournal
 
@@ -99,6 +100,18 @@ def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(mode=0o700)
     (tmp_path / "w0" / "meta.json.17.tmp").write_bytes(b"{")
     open_journal(tmp_path / "w0").close()
+
+
+@pytest.mark.parametrize("name", ["meta.json", "meta.json.bak", "secret"])
+def test_a_draft_of_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path: Path, name: str) -> None:
+    """In a container the pid is the same at every start."""
+    (tmp_path / "w0").mkdir(mode=0o700)
+    draft = tmp_path / "w0" / f"{name}.{os.getpid()}.tmp"
+    draft.write_bytes(b"{")
+    journal = open_journal(tmp_path / "w0")
+    assert len(journal.redactor().tag(b"authorization", b"x")) == TAG_BYTES
+    journal.close()
+    assert not draft.exists()
 
 
 def test_another_engines_journal_is_refused_by_both_names(path: Path) -> None:

@@ -35,7 +35,7 @@ from stellane.config import Config
 from stellane.errors import JournalPoisoned
 from stellane.hookspecs import hookimpl
 from stellane.recovery.context import CrashInfo
-from stellane.recovery.journal import Journal
+from stellane.recovery.journal import Journal, JournaledRequest
 from stellane.recovery.recorder import MARK_AFTER_S, Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.spine import Spine
@@ -426,7 +426,15 @@ def test_an_idempotent_request_is_replayed_with_its_body_and_ids(tmp_path: Path)
     assert bench.events.heard == [("recovering", 1), ("recovered", 201)]
 
 
-@pytest.mark.parametrize(("headers", "state"), [((), "orphan"), (KEY, "done")])
+@pytest.mark.parametrize(
+    ("headers", "state"),
+    [
+        ((), "orphan"),
+        (KEY, "done"),
+        *(([(b"idempotency-key", blank)], "orphan") for blank in (b"", b" \t", b'""', b'" "')),
+        ([(b"idempotency-key", b""), *KEY], "done"),
+    ],
+)
 def test_post_is_replayed_only_with_a_key(tmp_path: Path, headers: Any, state: str) -> None:
     """RFC 9110 section 9.2.2; what may not run again stays visible."""
     server, notes = dying_server()
@@ -468,6 +476,59 @@ def test_a_hook_takes_the_request_and_may_run_the_original(tmp_path: Path) -> No
     assert (recovery.attempt, recovery.max_attempts, recovery.crash) == (1, 3, CRASH)
     assert recovery.fencing_token == (2 << 32) | 1
     assert not recovery.response_started
+
+
+@pytest.mark.parametrize(("method", "hooked"), [("PUT", False), ("POST", True)])
+def test_a_replay_has_the_path_and_query_the_live_request_had(tmp_path: Path, method: str, hooked: bool) -> None:
+    """A target in absolute form (RFC 9112 section 3.2.2): the same route, hook, path and query."""
+    server = Server()
+    seen: list[tuple[bool, str, str, str]] = []
+
+    @server.route("/orders/{id}", methods=("PUT", "POST"))
+    async def handler(ctx: Context, req: Request) -> Response:
+        seen.append((ctx.recovery is not None, req.path, req.params["id"], req.query["a"]))
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=204)
+
+    if hooked:
+
+        @server.on_recover(route="/orders/{id}")
+        async def hook(ctx: Context, req: Request) -> Response:
+            seen.append((True, req.path, "hook", req.query["a"]))
+            response: Response = await retry_original_handler(req)
+            return response
+
+    async def main() -> None:
+        await bench.start()
+        exchange = MemoryExchange(method, b"http://shop/orders/7?a=1", headers=[(b"host", b"shop")], body=b"")
+        exchange.path, exchange.query = b"/orders/7", b"a=1"  # as the protocol sets them
+        await die(bench, exchange)
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    by_hook = [(True, "/orders/7", "hook", "1")] if hooked else []
+    assert seen == [(False, "/orders/7", "7", "1"), *by_hook, (True, "/orders/7", "7", "1")]
+    assert [(str(entry.state), entry.status) for entry in bench.entries()] == [("done", 204)]
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/a?b", b"/a", b"b"),
+        (b"/a?b=http://c/d?e", b"/a", b"b=http://c/d?e"),
+        (b"//c/d", b"//c/d", b""),
+        (b"http://h/a?b?c", b"/a", b"b?c"),
+        (b"HTTPS://h:1", b"/", b""),
+        (b"http://h?b=/c", b"/", b"b=/c"),
+        (b"*", b"*", b""),
+    ],
+)
+def test_targets_in_all_their_forms(target: bytes, path: bytes, query: bytes) -> None:
+    """RFC 9112 section 3.2; a request to a server has no authority form."""
+    assert JournaledRequest("r", 1, "PUT", target, []).path_and_query == (path, query)
 
 
 def test_the_attempt_is_on_record_before_it_runs(tmp_path: Path) -> None:
@@ -550,21 +611,22 @@ def test_a_body_that_was_too_large_makes_an_orphan(tmp_path: Path) -> None:
     assert entry.request.body == b""
 
 
-def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: Path) -> None:
-    """401 to a request whose Authorization was kept out of the journal: an orphan that says why."""
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 419])
+def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: Path, status: int) -> None:
+    """Whatever says no to a request whose cookie was kept out of the journal: an orphan that says why."""
     server = Server()
     runs: list[bool] = []
 
     @server.put("/")
-    async def handler(ctx: Context, req: Request) -> str:
-        runs.append("authorization" in req.headers)
+    async def handler(ctx: Context, req: Request) -> Response:
+        runs.append("cookie" in req.headers)
         if not runs[-1]:
-            raise HTTPError(401)
+            return Response.text("who are you", status=status)
         raise Killed
 
     async def main() -> None:
         await bench.start()
-        await die(bench, MemoryExchange("PUT", b"/", headers=[(b"authorization", b"Bearer x")], body=b""))
+        await die(bench, MemoryExchange("PUT", b"/", headers=[(b"cookie", b"session=x")], body=b""))
         await bench.crash()
         await bench.recover()
 
@@ -573,7 +635,54 @@ def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: P
     assert runs == [True, False]
     entry = bench.entries()[0]
     assert str(entry.state) == "orphan"
-    assert "authorization" in entry.reason
+    assert "cookie" in entry.reason
+
+
+@pytest.mark.parametrize(("status", "headers"), [(404, ()), (302, ()), (204, [(b"cookie", b"session=x")])])
+def test_an_answer_to_the_whole_request_or_a_success_is_its_end(tmp_path: Path, status: int, headers: Any) -> None:
+    """Nothing was kept out of the journal, or the handler did not miss it."""
+    server = Server()
+
+    @server.put("/")
+    async def handler(ctx: Context, req: Request) -> Response:
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=status)
+
+    async def main() -> None:
+        await bench.start()
+        await die(bench, MemoryExchange("PUT", b"/", headers=list(headers), body=b""))
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server)
+    run(main())
+    assert [(str(entry.state), entry.status) for entry in bench.entries()] == [("done", status)]
+
+
+@pytest.mark.parametrize("headers", [(), [(b"cookie", b"session=x")]])
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
+def test_an_answer_that_means_later_is_a_failed_attempt(tmp_path: Path, status: int, headers: Any) -> None:
+    """The request is tried again, and is a dead letter when its attempts are used up."""
+    server = Server()
+
+    @server.put("/")
+    async def handler(ctx: Context, req: Request) -> Response:
+        if ctx.recovery is None:
+            raise Killed
+        return Response(status=status)
+
+    async def main() -> None:
+        await bench.start()
+        await die(bench, MemoryExchange("PUT", b"/", headers=list(headers), body=b""))
+        await bench.crash()
+        await bench.recover()
+
+    bench = Bench(tmp_path, server, max_attempts=1)
+    run(main())
+    entry = bench.entries()[0]
+    assert str(entry.state) == "dead"
+    assert [str(status) in attempt.error for attempt in entry.attempts] == [True]
 
 
 def test_suspects_run_last_and_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from stellane.abc import Gap
-from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned
+from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked, JournalPoisoned
 from stellane.testing.journal_records import make_record, make_records
 from stellane_journal_file import FileJournal, Options, stellane_create_journal, stellane_probe
 from stellane_journal_file.engine import SEGMENT_BYTES_MIN
@@ -327,6 +328,55 @@ def test_a_short_write_for_lack_of_space_leaves_nothing(opened: Any, monkeypatch
     assert seqs(engine) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_refused_whole_for_lack_of_space_changes_nothing(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """JournalFull as long as it lasts; then the engine goes on with the same sequence number."""
+    engine = opened()
+    fill(engine, 1, 2, 80)
+
+    def full(*_: object) -> int:
+        raise OSError(number, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for reserve in (False, True):
+        with pytest.raises(JournalFull):
+            engine.append(make_records(3, 2), 3, reserve=reserve)
+    monkeypatch.undo()
+    assert seqs(engine) == [1, 2]
+    fill(engine, 3, 1)
+    assert engine.sync() == 3
+    engine.close()
+    engine = opened()
+    assert seqs(engine) == [1, 2, 3]
+    assert gaps(engine) == []
+
+
+@pytest.mark.parametrize("wiped", [-1, 40])
+def test_half_a_batch_that_cannot_be_wiped_poisons(opened: Any, monkeypatch: pytest.MonkeyPatch, wiped: int) -> None:
+    """The wipe fails for lack of space too, or is cut short: what is left may not be written over."""
+    engine = opened()
+    fill(engine, 1, 2, 80)
+    real = os.pwrite
+    calls = []
+
+    def short(descriptor: int, data: bytes, offset: int) -> int:
+        calls.append(len(data))
+        if len(calls) == 1:
+            return real(descriptor, data[:100], offset)
+        if len(calls) == 3 and wiped >= 0:
+            return real(descriptor, data[:wiped], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", short)
+    with pytest.raises(JournalPoisoned):
+        engine.append(make_records(3, 2), 3)
+    monkeypatch.undo()
+    with pytest.raises(JournalPoisoned):
+        fill(engine, 3, 1)
+
+
 def test_a_failed_sync_in_the_background_poisons(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full segment that could not be synced may not be called synced later."""
     engine = opened()
@@ -343,6 +393,33 @@ def test_a_failed_sync_in_the_background_poisons(opened: Any, monkeypatch: pytes
         engine.sync()
     with pytest.raises(JournalPoisoned):
         fill(engine, 12, 1)
+
+
+def test_a_forked_child_has_nothing_of_the_journal(opened: Any, path: Path) -> None:
+    """No descriptor, no right to append, and its closing takes nothing from the parent."""
+    engine = opened()
+    fill(engine, 1, 8)
+    engine._spare.wait()
+    with warnings.catch_warnings():
+        # From 3.12 on Python warns of a fork beside threads, which this process may have had before.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        try:
+            held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+            assert [file for file in held if file.is_relative_to(path)] == []
+            with pytest.raises(JournalError, match="not open"):
+                fill(engine, 9, 1)
+            engine.close()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (path / "spare.tmp").exists()
+    with pytest.raises(JournalLocked):
+        opened()
+    fill(engine, 9, 10)
+    assert seqs(engine) == list(range(1, 19))
 
 
 def test_a_reader_takes_no_records(opened: Any) -> None:

@@ -131,6 +131,51 @@ def test_an_end_that_rocksdb_drops_in_silence_is_named(opened: Any, path: Path, 
     assert gaps(opened()) == []
 
 
+class Dying:
+    """Stands before the database and the high-water mark of an engine, and dies before write number `at`."""
+
+    def __init__(self, engine: RocksDbJournal, at: int) -> None:
+        self.left = at
+        engine._database = self.before(engine._database, "delete_range")
+        engine._high_water = self.before(engine._high_water, "write")
+
+    def before(self, real: Any, wanted: str) -> Any:
+        """The same object, with `wanted` counted."""
+        dying = self
+
+        class Proxy:
+            def __getattr__(self, name: str) -> Any:
+                if name == wanted:
+                    if not dying.left:
+                        raise KeyboardInterrupt
+                    dying.left -= 1
+                return getattr(real, name)
+
+        return Proxy()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_death_within_truncate_raises_no_alarm(opened: Any, path: Path, tmp_path: Path, at: int) -> None:
+    """The records to be forgotten are there or not; no journal says that acknowledged ones were lost."""
+    engine = opened()
+    fill(engine, 1, 10)
+    Dying(engine, at)
+    with pytest.raises(KeyboardInterrupt):
+        engine.truncate(6)
+    shutil.copytree(path, tmp_path / "copy")
+    engine.close()
+    shutil.rmtree(path)
+    shutil.copytree(tmp_path / "copy", path)
+    engine = opened()
+    assert gaps(engine) == []
+    assert seqs(engine)[:6] == [1, 2, 3, 4, 5, 6]
+    engine.truncate(6)
+    fill(engine, 7, 1)
+    engine.close()
+    engine = opened()
+    assert (seqs(engine), gaps(engine)) == ([1, 2, 3, 4, 5, 6, 7], [])
+
+
 def test_a_damaged_high_water_mark_is_reported(opened: Any, path: Path) -> None:
     """It is not believed, and not passed over."""
     engine = opened()

@@ -44,7 +44,11 @@ class Decision(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a recovery plan. `alone` requests run one at a time, after all others."""
+    """One line of a recovery plan.
+
+    `alone` requests run one at a time with no other replay beside them, each for the first time
+    after all others had a first replay. Who has a `delay_s` (seconds) keeps nobody waiting.
+    """
 
     entry_id: int
     decision: Decision

@@ -209,6 +209,8 @@ def _create(path: Path, engine_name: str) -> Meta:
     ).sealed()
     try:
         draft = path / f"meta.json.{os.getpid()}.tmp"
+        # In a container the process after a killed one has its pid, and meets its draft.
+        draft.unlink(missing_ok=True)
         write_new(draft, msgspec.json.encode(meta))
         try:
             # A link, not a rename: of two processes that create at once, one must lose.

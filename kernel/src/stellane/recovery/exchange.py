@@ -125,9 +125,7 @@ class ReplayExchange(Exchange):
         self._ended = asyncio.Event()
         self.method = request.method
         self.target = request.target
-        path, _, query = request.target.partition(b"?")
-        self.path = path
-        self.query = query
+        self.path, self.query = request.path_and_query
         self.http_version = request.http_version
         self.scheme = request.scheme
         self.client = request.client

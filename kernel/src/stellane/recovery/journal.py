@@ -264,7 +264,7 @@ class Journal:
         """Write every live entry anew and release what came before.
 
         A crash in the middle is harmless: until SNAP_END and the MARK after it stand, the older
-        records are all still there, and entries are known by id.
+        records are all still there, and entries are known by id. Raises JournalFull, JournalPoisoned.
         """
         try:
             self._write_snapshot()
@@ -375,10 +375,10 @@ class Journal:
             batch.append((RecordType.SNAP, payload))
             size += len(payload)
             if size >= SNAPSHOT_BATCH_BYTES:
-                self._append_all(batch)
+                self._append_all(batch, reserve=False)
                 batch, size = [], 0
         batch.append((RecordType.SNAP_END, encode_payload(SnapshotEnd(first_seq, len(entries)))))
-        self._append_all(batch)
+        self._append_all(batch, reserve=False)
         # Acknowledged before anything is removed; otherwise damage to SNAP_END would look torn.
         self._append_all([(RecordType.MARK, encode_payload(Mark(released=first_seq - 1)))])
         self._marked_seq = self._next_seq - 1

@@ -6,6 +6,7 @@ fields without a new format. Never pickle, never JSON: the content comes from st
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeAlias
 
 import msgspec
@@ -19,6 +20,8 @@ TRACESTATE_BYTES_MAX = 512
 
 PRINCIPAL_FIELDS = ("authorization", "x-api-key", "x-auth-token", "proxy-authorization", "cookie")
 """Header fields that tell who is asking, the most telling first."""
+
+_ABSOLUTE_FORM = re.compile(rb"[a-z][a-z0-9+.-]*://[^/?]*(/[^?]*)?(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 
 
 class JournaledRequest(
@@ -68,6 +71,14 @@ class JournaledRequest(
     """SHA-256 of the body, when the caller computed it."""
     redacted: list[tuple[str, bytes]] = []
     """(name, tag) of what was taken out; a query parameter's name begins with "?"."""
+
+    @property
+    def path_and_query(self) -> tuple[bytes, bytes]:
+        """What the target means to an application, in any of its forms (RFC 9112 section 3.2)."""
+        if self.target[:1] != b"/" and (match := _ABSOLUTE_FORM.fullmatch(self.target)):
+            return match[1] or b"/", match[2] or b""
+        path, _, query = self.target.partition(b"?")
+        return path, query
 
     @property
     def redacted_names(self) -> tuple[str, ...]:

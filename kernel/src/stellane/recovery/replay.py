@@ -3,28 +3,34 @@
 For each pending request the policy says replay, orphan or dead letter. A replay is recorded
 as an attempt before its handler exists, so that a request which kills the process is counted
 by its own crash. Innocent requests run side by side; suspects, whose replay has already ended
-in a process death, run last and one at a time.
+in a process death, run after the first replay of each of the others, and with none beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pluggy
 
-from stellane.abc import Decision, PendingRequest, RecoveryPolicy, Step
+from stellane.abc import Decision, EntryState, PendingRequest, RecoveryPolicy, Step
 from stellane.app.trace import parse_traceparent
-from stellane.errors import JournalError, StellaneInternalError
+from stellane.errors import JournalError, JournalFull, StellaneInternalError
 from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo, RecoveryContext
 from stellane.recovery.exchange import ReplayExchange
 from stellane.recovery.journal import Journal, LedgerEntry
+from stellane.recovery.replay_places import ReplayPlaces
 from stellane.runtime.application import Application
 
-CREDENTIAL_STATUSES = frozenset({401, 403})
-"""Answers that mean "who are you", which a request without its secrets cannot tell."""
+LATER_STATUSES = frozenset({408, 425, 429})
+"""Answers below 500 that mean "not at this time" (RFC 9110, 8470 and 6585): no end of the work."""
+
+JOURNAL_FULL_RETRY_S = 5.0
+"""A step that the journal had no space to record is taken again after this long, seconds."""
 
 _log = get_logger("stellane.recovery")
 
@@ -50,7 +56,7 @@ class Replayer:
         self._application = application
         self._max_attempts = max_attempts
         self._attempt_timeout_s = attempt_timeout_s
-        self._places = asyncio.Semaphore(concurrency)
+        self._places = ReplayPlaces(concurrency)
         self._crash = crashes[-1] if crashes else None
         self._run = run
         self._hooks = hooks
@@ -64,15 +70,17 @@ class Replayer:
         if {step.entry_id for step in plan.steps} != set(pending):
             raise StellaneInternalError("the recovery policy's plan does not name exactly the pending requests")
         _log.info("recovering requests", pending=len(pending), crash=str(self._crash) if self._crash else None)
-        together = [step for step in plan.steps if not step.alone]
-        await asyncio.gather(*(self._settle(pending[step.entry_id], step) for step in together))
-        for step in plan.steps:
-            if step.alone:
-                await self._settle(pending[step.entry_id], step)
+        try:
+            async with asyncio.TaskGroup() as group:
+                # Places are had in the order in which they are asked for: the suspects come last.
+                for step in sorted(plan.steps, key=lambda step: step.alone):
+                    group.create_task(self._settle(pending[step.entry_id], step))
+        except ExceptionGroup as stopped:
+            raise stopped.exceptions[0] from None
 
     def _describe(self, entry: LedgerEntry) -> PendingRequest:
         request = entry.request
-        path = request.target.partition(b"?")[0]
+        path, _ = request.path_and_query
         return PendingRequest(
             entry_id=entry.entry_id,
             method=request.method,
@@ -85,19 +93,51 @@ class Replayer:
         )
 
     async def _settle(self, entry: LedgerEntry, step: Step) -> None:
-        """Follow one entry from step to step until it has an end."""
-        while step.decision is Decision.REPLAY:
-            if step.delay_s:
-                await asyncio.sleep(step.delay_s)
-            async with self._places:
-                outcome = await self._in_spine(self._attempt(entry))
-            if outcome is None:
+        """Follow one entry from step to step until it has an end.
+
+        Only an error that no other entry can escape gets out: the journal takes no more records,
+        or this task itself was cancelled.
+        """
+        while True:
+            try:
+                then = await self._take(entry, step)
+            except JournalFull as error:
+                _log.warning("recovery waits for space", request_id=entry.request.request_id, error=str(error))
+                then = dataclasses.replace(step, delay_s=JOURNAL_FULL_RETRY_S)
+            except (JournalError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                if _cancelled():
+                    raise
+                _log.error(
+                    "a request could not be recovered; the next start tries again",
+                    request_id=entry.request.request_id,
+                    exc_info=error,
+                )
                 return
-            step = outcome
+            if then is None:
+                return
+            step = dataclasses.replace(then, alone=step.alone or then.alone)
+
+    async def _take(self, entry: LedgerEntry, step: Step) -> Step | None:
+        """Take one step. None when it brought the request to its end, else what to do next."""
+        if step.delay_s:
+            await asyncio.sleep(step.delay_s)
         if step.decision is Decision.DEAD_LETTER:
             await self._dead_letter(entry, step.reason)
-        else:
+            return None
+        if step.decision is Decision.ORPHAN:
             self._orphan(entry, step.reason)
+            return None
+        async with self._places.all() if step.alone else self._places.one():
+            try:
+                return await self._in_spine(self._attempt(entry))
+            except asyncio.CancelledError as error:
+                # Whoever awaits a cancelled future, or cancels its own task, raises this too. A
+                # worker that stops cancels recovery first.
+                if _cancelled() or entry.state is not EntryState.RECOVERING:
+                    raise
+                return self._failed(entry, error)
 
     async def _in_spine(self, work: Coroutine[Any, Any, Step | None]) -> Step | None:
         """Run an attempt as the spine runs a request, in a context and task of its own."""
@@ -110,6 +150,8 @@ class Replayer:
                 if not done.done():
                     done.set_exception(error)
                     done.exception()  # retrieved here: on cancellation nobody awaits it any more
+                    if isinstance(error, Exception):
+                        return
                 raise
             if not done.done():
                 done.set_result(step)
@@ -120,42 +162,67 @@ class Replayer:
     async def _attempt(self, entry: LedgerEntry) -> Step | None:
         """One replay. None when it brought the request to its end, else what to do next."""
         number = self._journal.attempt(entry, crash=str(self._crash) if self._crash else "")
-        self._hooks.stellane_request_recovering(entry=entry, attempt=number)
+        self._tell(self._hooks.stellane_request_recovering, entry=entry, attempt=number)
         exchange = ReplayExchange(entry.request)
-        log = _log.bind(request_id=entry.request.request_id, attempt=number)
         try:
             async with asyncio.timeout(self._attempt_timeout_s):
                 await self._application.recover(exchange, self._context(entry, number))
-        except asyncio.CancelledError:
-            raise  # the worker stops: still pending, and the attempt counts
         except Exception as error:
-            self._journal.attempt_failed(entry, f"{type(error).__name__}: {error}")
-            step = self._policy.after_attempt(self._describe(entry), error)
-            log.warning("recovery attempt failed", error=repr(error), then=step.decision.value)
-            return step
-        return self._judge(entry, exchange, log)
+            return self._failed(entry, error)
+        return self._judge(entry, exchange)
 
-    def _judge(self, entry: LedgerEntry, exchange: ReplayExchange, log: Any) -> Step | None:
+    def _failed(self, entry: LedgerEntry, error: BaseException) -> Step:
+        """The attempt that runs has failed; what to do next."""
+        request_id, number = entry.request.request_id, len(entry.attempts)
+        try:
+            self._journal.attempt_failed(entry, f"{type(error).__name__}: {error}")
+        except JournalFull:
+            # That it was made is on record, and counts; only how it ended is not.
+            _log.warning("no space to record how an attempt failed", request_id=request_id, attempt=number)
+        step = self._policy.after_attempt(self._describe(entry), error)
+        _log.warning(
+            "recovery attempt failed",
+            request_id=request_id,
+            attempt=number,
+            error=repr(error),
+            then=step.decision.value,
+        )
+        return step
+
+    def _judge(self, entry: LedgerEntry, exchange: ReplayExchange) -> Step | None:
         if exchange.aborted or not exchange.response_ended:
-            error = RuntimeError("the handler ended without a complete response")
-            self._journal.attempt_failed(entry, str(error))
-            return self._policy.after_attempt(self._describe(entry), error)
-        hooked = self._describe(entry).has_recovery_hook
-        if exchange.status in CREDENTIAL_STATUSES and entry.request.redacted_names and not hooked:
-            # Its credentials were kept out of the journal; "not allowed" is about them, not about it.
-            names = ", ".join(entry.request.redacted_names)
+            return self._failed(entry, RuntimeError("the handler ended without a complete response"))
+        if exchange.status >= 500 or exchange.status in LATER_STATUSES:
+            return self._failed(entry, RuntimeError(f"the handler answered {exchange.status}"))
+        names = ", ".join(entry.request.redacted_names)
+        if names and not 200 <= exchange.status <= 299 and not self._describe(entry).has_recovery_hook:
+            # Its secrets were kept out of the journal, and applications turn away a stranger with
+            # anything: a redirect to the login page, 400 or 419 for a missing token, 404.
             return Step(
-                entry.entry_id, Decision.ORPHAN, f"needs what is not journaled ({names}); use an on_recover hook"
+                entry.entry_id,
+                Decision.ORPHAN,
+                f"answered {exchange.status} without what is not journaled ({names}); use an on_recover hook",
             )
-        if exchange.status >= 500:
-            error = RuntimeError(f"the handler answered {exchange.status}")
-            self._journal.attempt_failed(entry, str(error))
-            return self._policy.after_attempt(self._describe(entry), error)
         self._journal.done(entry, exchange.status, delivered=False)
-        self._journal.flush()
-        log.info("request recovered", status=exchange.status)
-        self._hooks.stellane_request_recovered(entry=entry, status=exchange.status)
+        # A full disk holds the ending back until there is space; to take the step again for it
+        # would run the request again.
+        with contextlib.suppress(JournalFull):
+            self._journal.flush()
+        _log.info(
+            "request recovered",
+            request_id=entry.request.request_id,
+            attempt=len(entry.attempts),
+            status=exchange.status,
+        )
+        self._tell(self._hooks.stellane_request_recovered, entry=entry, status=exchange.status)
         return None
+
+    def _tell(self, hook: Callable[..., Any], **facts: Any) -> None:
+        """Tell the extensions; one that fails does not decide the fate of a request."""
+        try:
+            hook(**facts)
+        except Exception:
+            _log.exception("an extension's hook failed")
 
     def _context(self, entry: LedgerEntry, number: int) -> RecoveryContext:
         request = entry.request
@@ -177,10 +244,12 @@ class Replayer:
     async def _dead_letter(self, entry: LedgerEntry, reason: str) -> None:
         self._journal.dead(entry, reason)
         _log.error("request dead-lettered", request_id=entry.request.request_id, reason=reason)
-        self._hooks.stellane_request_dead_lettered(entry=entry, reason=reason)
+        self._tell(self._hooks.stellane_request_dead_lettered, entry=entry, reason=reason)
         try:
             await self._application.dead_letter(ReplayExchange(entry.request), list(entry.attempts))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            if _cancelled():
+                raise
             _log.exception("the on_dead_letter hook failed", request_id=entry.request.request_id)
 
     def _orphan(self, entry: LedgerEntry, reason: str) -> None:
@@ -200,6 +269,14 @@ async def recover_all(replayers: Sequence[Replayer]) -> None:
     await asyncio.gather(*(one(replayer) for replayer in replayers))
 
 
+def _cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def _idempotency_key(entry: LedgerEntry) -> str | None:
-    value = next((value for name, value in entry.request.headers if name == b"idempotency-key"), None)
-    return None if value is None else value.decode("latin-1")
+    """The client's key; a blank one, quoted or not, tells no request from another and is none."""
+    values = (value for name, value in entry.request.headers if name == b"idempotency-key")
+    key = next((value for value in values if value.strip(b' \t"')), None)
+    return None if key is None else key.decode("latin-1")

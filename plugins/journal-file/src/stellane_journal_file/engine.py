@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked, JournalPoisoned
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane.recovery.record import journal_id_of
 from stellane_journal_file.segment import (
     RECORDS_OFFSET,
@@ -91,6 +92,7 @@ class FileJournal(JournalEngine):
             raise JournalError(f"{path}: {error.strerror}", path=path) from error
         if read_only:
             return
+        call_in_forked_child(self._forked)
         self._find_end()
         self._spare = SpareMaker(path / "spare.tmp", self._segment_bytes)
         self._spare.start()
@@ -109,6 +111,9 @@ class FileJournal(JournalEngine):
             if written != len(data):
                 self._write_rest(data, written)
         except OSError as error:
+            if error.errno in _NO_SPACE:
+                # The first write failed whole (pwrite(2)): the segment is as it was.
+                raise JournalFull(f"{self._path}: {error.strerror}", path=self._path) from error
             raise self._poison("write", error) from error
         self._offset += len(data)
         self._appended_seq += len(records)
@@ -191,6 +196,16 @@ class FileJournal(JournalEngine):
     def close(self) -> None:
         if self._spare is not None:
             self._spare.close()
+            self._spare = None
+        self._close_current()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _forked(self) -> None:
+        """In a forked child: leave the journal to the parent. Closing does not unlock its LOCK."""
+        if self._spare is not None:
+            self._spare.forked()
             self._spare = None
         self._close_current()
         if self._lock >= 0:
@@ -354,8 +369,17 @@ class FileJournal(JournalEngine):
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            os.pwrite(self._descriptor, bytes(written), self._offset)
+            self._wipe(written)
             raise JournalFull(f"{self._path}: {error.strerror}", path=self._path) from error
+
+    def _wipe(self, count: int) -> None:
+        """Put zeros over the `count` bytes behind the last record, or poison: half a batch may not stay."""
+        try:
+            wiped = os.pwrite(self._descriptor, bytes(count), self._offset)
+            if wiped != count:
+                raise OSError(errno.EIO, f"{wiped} of {count} bytes were written")
+        except OSError as error:
+            raise self._poison("wipe", error) from error
 
     def _end_of(self, segment: Segment, after_seq: int) -> int:
         """The offset behind the last record of `segment` with seq <= `after_seq`; 0 when it has none."""

@@ -148,10 +148,17 @@ class RocksDbJournal(JournalEngine):
             yield Gap(f"keys {first} to {self._kept_seq}", "RocksDB dropped its end", b"", first, self._kept_seq)
 
     def truncate(self, after_seq: int) -> None:
+        if self._poisoned is not None or self._database is None or self._high_water is None:
+            self._refuse()
+        try:
+            # Before the records go: after a death between the two steps a mark that is too low
+            # is only that, while one above the last record says that records were lost.
+            self._high_water.write(after_seq)
+            self._high_water.sync()
+        except BaseException as error:
+            raise self._poison("truncate", error) from error
         self._delete(key_of(after_seq + 1), _AFTER_ALL_KEYS)
         self._appended_seq = self._kept_seq = after_seq
-        assert self._high_water is not None
-        self._high_water.write(after_seq)
         self.sync()
 
     def release(self, upto_seq: int) -> None:
