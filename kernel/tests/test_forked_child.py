@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 
 from stellane.recovery import forked_child
 
@@ -33,3 +35,26 @@ def test_each_living_object_is_called_whatever_the_others_do() -> None:
     del held[1:], each
     gc.collect()
     assert len(forked_child._calls) == before + 1
+
+
+def test_a_socket_is_closed_with_its_copies_and_nothing_else() -> None:
+    """What a loop duplicated goes too; a socket that was closed before is not looked for by its old number."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listener = socket.create_server(("127.0.0.1", 0))
+        copy = listener.dup()
+        held = forked_child.SocketOfThisProcess(listener)
+        child = os.fork()
+        if child == 0:
+            # The copy's number is free again there: the child says so by its exit code.
+            try:
+                os.fstat(copy.fileno())
+            except OSError:
+                os.fstat(other.fileno())
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        copy.getsockname()
+        listener.close()
+        held.close_copies()
+        copy.getsockname()
+        copy.close()

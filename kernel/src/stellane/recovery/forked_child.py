@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 _calls: set[weakref.WeakMethod[Callable[[], None]]] = set()
 
@@ -22,6 +24,30 @@ def call_in_forked_child(method: Callable[[], None]) -> None:
     threads of the parent do not run in the child and cannot be waited for. OSError is passed over.
     """
     _calls.add(weakref.WeakMethod(method, _calls.discard))
+
+
+class SocketOfThisProcess:
+    """Keeps a socket out of forked children, with the copies of its descriptor that a loop has made (dup(2))."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        call_in_forked_child(self.close_copies)
+
+    def close_copies(self) -> None:
+        """Close every descriptor of the socket, unless it has been closed before."""
+        if self._sock.fileno() < 0:
+            return
+        identity = _identity(self._sock.fileno())
+        self._sock.close()
+        for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            with contextlib.suppress(OSError):
+                if _identity(number) == identity:
+                    os.close(number)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def _call_all() -> None:

@@ -27,6 +27,7 @@ from stellane.errors import StellaneError
 from stellane.factory import RuntimeFactory
 from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo
+from stellane.recovery.forked_child import SocketOfThisProcess
 from stellane.recovery.journal import Journal
 from stellane.recovery.recorder import Recorder
 from stellane.recovery.replay import Replayer, recover_all
@@ -75,6 +76,10 @@ class Worker:
         self._recorder: Recorder | None = None
         self._policy: RecoveryPolicy | None = None
         self._replay: asyncio.Task[None] | None = None
+
+        # A child that the application forks may outlive this worker: with our sockets in it nobody could listen there.
+        sockets = (*listeners, *([control] if control is not None else []))
+        self._sockets = [SocketOfThisProcess(each) for each in sockets]
 
         sys.path.insert(0, app_dir)
         self.application: Application = load_target(target)
