@@ -120,6 +120,13 @@ class StaleLock(PlainJournal):
         super().close()
 
 
+class Inherited(PlainJournal):
+    """Leaves its lock open in a forked child."""
+
+    def forked(self) -> None:
+        return None
+
+
 class Unclosable(PlainJournal):
     """Fails when it is closed again."""
 
@@ -279,6 +286,7 @@ BROKEN: dict[type[PlainJournal], tuple[str, ...]] = {
     Creating: ("test_opening_does_not_create_unless_asked",),
     Unlocked: ("test_a_second_writer_is_refused",),
     StaleLock: ("test_the_lock_dies_with_its_process",),
+    Inherited: ("test_a_forked_child_does_not_hold_the_lock",),
     Unclosable: ("test_close_may_be_called_again",),
     ReaderLocks: ("test_a_reader_may_look_beside_the_writer",),
     InPlace: ("test_a_reader_is_not_misled_by_a_busy_writer",),
