@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-_calls: set[weakref.WeakMethod[Callable[[], None]]] = set()
+_calls: list[weakref.WeakMethod[Callable[[], None]]] = []
 
 
 def call_in_forked_child(method: Callable[[], None]) -> None:
@@ -23,7 +23,9 @@ def call_in_forked_child(method: Callable[[], None]) -> None:
     It may close descriptors and no more. Unlocking would unlock the parent's file as well, and
     threads of the parent do not run in the child and cannot be waited for. OSError is passed over.
     """
-    _calls.add(weakref.WeakMethod(method, _calls.discard))
+    # Swept here and not by a callback of the reference, which would still come while Python ends.
+    _calls[:] = [known for known in _calls if known() is not None]
+    _calls.append(weakref.WeakMethod(method))
 
 
 class SocketOfThisProcess:
@@ -51,7 +53,7 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def _call_all() -> None:
-    for reference in list(_calls):
+    for reference in _calls:
         method = reference()
         if method is not None:
             with contextlib.suppress(OSError):
