@@ -72,10 +72,10 @@ def hold_and_fork(engine: JournalEngine, path: Path) -> None:
     short_lived = os.fork()
     if not short_lived:
         os._exit(0)
-    say(short_lived=os.waitpid(short_lived, 0)[1])
+    _, status = os.waitpid(short_lived, 0)
     if not os.fork():
         # Not from the parent: what is done in a forked child has been done when this is read.
-        say(forked=True)
+        say(ended=status, lives=True)
     sys.stdin.read()
     os._exit(0)
 
