@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from stellane.abc import Gap
-from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned
+from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked, JournalPoisoned
 from stellane.testing.journal_records import make_record, make_records
 from stellane_journal_file import FileJournal, Options, stellane_create_journal, stellane_probe
 from stellane_journal_file.engine import SEGMENT_BYTES_MIN
@@ -392,6 +393,33 @@ def test_a_failed_sync_in_the_background_poisons(opened: Any, monkeypatch: pytes
         engine.sync()
     with pytest.raises(JournalPoisoned):
         fill(engine, 12, 1)
+
+
+def test_a_forked_child_has_nothing_of_the_journal(opened: Any, path: Path) -> None:
+    """No descriptor, no right to append, and its closing takes nothing from the parent."""
+    engine = opened()
+    fill(engine, 1, 8)
+    engine._spare.wait()
+    with warnings.catch_warnings():
+        # From 3.12 on Python warns of a fork beside threads, which this process may have had before.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        try:
+            held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+            assert [file for file in held if file.is_relative_to(path)] == []
+            with pytest.raises(JournalError, match="not open"):
+                fill(engine, 9, 1)
+            engine.close()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (path / "spare.tmp").exists()
+    with pytest.raises(JournalLocked):
+        opened()
+    fill(engine, 9, 10)
+    assert seqs(engine) == list(range(1, 19))
 
 
 def test_a_reader_takes_no_records(opened: Any) -> None:

@@ -75,8 +75,9 @@ class JournalEngine(abc.ABC):
     def open(self, path: Path, *, create: bool = True, read_only: bool = False) -> None:
         """Open the journal in directory `path` (already there, mode 0700).
 
-        A writer takes the lock and holds it until `close` or the process's death. A reader
-        takes no lock and may look while a writer appends.
+        A writer takes the lock and holds it until `close` or the process's death, also when a
+        child that the process forked lives on. A reader takes no lock and may look while a
+        writer appends.
         Raises JournalLocked, JournalUnsupported, JournalCorrupt (not a journal of this engine).
         """
 

@@ -7,6 +7,7 @@ they are all tests of the suite, so that none of them can be a test that never f
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,21 @@ class StaleLock(PlainJournal):
         if self.lock >= 0:
             (self.path / "LOCK").unlink()
         super().close()
+
+
+class Inherited(PlainJournal):
+    """Leaves its lock open in a forked child."""
+
+    def forked(self) -> None:
+        return None
+
+
+class Unlocking(PlainJournal):
+    """Unlocks in a forked child, and with that in the parent."""
+
+    def forked(self) -> None:
+        fcntl.flock(self.lock, fcntl.LOCK_UN)
+        super().forked()
 
 
 class Unclosable(PlainJournal):
@@ -279,6 +295,8 @@ BROKEN: dict[type[PlainJournal], tuple[str, ...]] = {
     Creating: ("test_opening_does_not_create_unless_asked",),
     Unlocked: ("test_a_second_writer_is_refused",),
     StaleLock: ("test_the_lock_dies_with_its_process",),
+    Inherited: ("test_a_forked_child_does_not_hold_the_lock",),
+    Unlocking: ("test_a_forked_child_does_not_hold_the_lock",),
     Unclosable: ("test_close_may_be_called_again",),
     ReaderLocks: ("test_a_reader_may_look_beside_the_writer",),
     InPlace: ("test_a_reader_is_not_misled_by_a_busy_writer",),

@@ -158,6 +158,17 @@ class JournalEngineConformance:
             child.kill()
         self._open().append(make_records(1, 1), 1)
 
+    def test_a_forked_child_does_not_hold_the_lock(self) -> None:
+        """While the writer lives its child's end unlocks nothing; a child that outlives a killed
+        writer keeps nobody out."""
+        with self._start_child("hold-and-fork") as child:
+            assert self._first_line(child) == {"ended": 0, "lives": True}
+            with pytest.raises(JournalLocked):
+                self._open()
+            child.kill()
+            child.wait(CHILD_TIMEOUT_S)
+            self._open().append(make_records(1, 1), 1)
+
     def test_close_may_be_called_again(self) -> None:
         """close is idempotent; a closed engine takes no records."""
         engine = self._open()

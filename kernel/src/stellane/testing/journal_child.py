@@ -66,6 +66,20 @@ def hold(engine: JournalEngine, path: Path) -> None:
     sys.stdin.read()
 
 
+def hold_and_fork(engine: JournalEngine, path: Path) -> None:
+    """Open for writing; let a forked child end, and fork another that lives to the end of standard input."""
+    engine.open(path)
+    short_lived = os.fork()
+    if not short_lived:
+        os._exit(0)
+    _, status = os.waitpid(short_lived, 0)
+    if not os.fork():
+        # Not from the parent: what is done in a forked child has been done when this is read.
+        say(ended=status, lives=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
 def append_forever(engine: JournalEngine, path: Path) -> None:
     """Append and release without end, keeping at least RECORDS records."""
     engine.open(path)
@@ -124,6 +138,7 @@ def fail_sync(engine: JournalEngine, path: Path) -> None:
 ACTIONS = {
     "append-and-die": append_and_die,
     "hold": hold,
+    "hold-and-fork": hold_and_fork,
     "append-forever": append_forever,
     "try-open": try_open,
     "fail-write": fail_write,

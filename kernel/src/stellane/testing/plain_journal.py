@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from stellane.abc.journal import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalLocked, JournalPoisoned
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane.recovery.record import Found, walk
 
 FREE_BYTES_MIN = 1_048_576
@@ -50,6 +51,7 @@ class PlainJournal(JournalEngine):
         flags = os.O_RDONLY if read_only else os.O_RDWR | (os.O_CREAT if create else 0)
         try:
             if not read_only:
+                call_in_forked_child(self.forked)
                 self.take_lock()
             self.descriptor = os.open(self.file, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -157,6 +159,14 @@ class PlainJournal(JournalEngine):
         )
 
     def close(self) -> None:
+        self.close_files()
+
+    def forked(self) -> None:
+        """In a forked child: leave the journal to the parent."""
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Close what is open."""
         for descriptor in (self.descriptor, self.lock):
             if descriptor >= 0:
                 os.close(descriptor)

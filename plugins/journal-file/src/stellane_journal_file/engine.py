@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalLocked, JournalPoisoned
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane.recovery.record import journal_id_of
 from stellane_journal_file.segment import (
     RECORDS_OFFSET,
@@ -91,6 +92,7 @@ class FileJournal(JournalEngine):
             raise JournalError(f"{path}: {error.strerror}", path=path) from error
         if read_only:
             return
+        call_in_forked_child(self._forked)
         self._find_end()
         self._spare = SpareMaker(path / "spare.tmp", self._segment_bytes)
         self._spare.start()
@@ -194,6 +196,16 @@ class FileJournal(JournalEngine):
     def close(self) -> None:
         if self._spare is not None:
             self._spare.close()
+            self._spare = None
+        self._close_current()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _forked(self) -> None:
+        """In a forked child: leave the journal to the parent. Closing does not unlock its LOCK."""
+        if self._spare is not None:
+            self._spare.forked()
             self._spare = None
         self._close_current()
         if self._lock >= 0:

@@ -65,6 +65,11 @@ class SpareMaker:
             os.close(self.take())
             self.path.unlink(missing_ok=True)
 
+    def forked(self) -> None:
+        """In a forked child: close the descriptor; the file and the thread are the parent's."""
+        if self._descriptor >= 0:
+            os.close(self.take())
+
     def _work(self, replaced: int) -> None:
         if replaced >= 0:
             try:
