@@ -32,7 +32,7 @@ from stellane.app.trace import parse_traceparent
 from stellane.builtin.fifo_scheduler import FifoScheduler
 from stellane.builtin.replay_policy import ReplayPolicy
 from stellane.config import Config
-from stellane.errors import JournalPoisoned
+from stellane.errors import JournalError, JournalFull, JournalPoisoned
 from stellane.hookspecs import hookimpl
 from stellane.recovery.context import CrashInfo
 from stellane.recovery.journal import Journal, JournaledRequest
@@ -372,12 +372,19 @@ def test_a_journal_that_fails_refuses_the_request_and_does_not_run_it(tmp_path: 
     async def main() -> None:
         await bench.start()
 
+        error: JournalError = JournalFull("the disk is full")
+
         def refuse(*_: Any) -> Any:
-            raise JournalPoisoned("the disk is gone")
+            raise error
 
         bench.journal.begin = refuse  # type: ignore[method-assign]
+        assert (
+            await bench.request("POST", b"/")
+        ).response_body == b"the request could not be journaled and was not run\n"
+        error = JournalPoisoned("the disk is gone")
         refused = await bench.request("POST", b"/")
         assert refused.status == 503
+        assert b"it may be after a restart" in refused.response_body, "its record may have reached the disk"
         assert dict(refused.response_headers)[b"retry-after"] == b"1"
         assert (await bench.request("GET", b"/")).status == 200
 

@@ -26,7 +26,7 @@ from stellane.errors import (
     BodyTooLarge,
     ClientDisconnected,
     JournalError,
-    JournalPoisoned,
+    JournalFull,
     LocalProtocolError,
     QueueFull,
     RemoteProtocolError,
@@ -151,8 +151,8 @@ class Spine:
         except JournalError as error:
             self._refused_total += 1
             _log.error("request refused: the journal does not take it", error=str(error))
-            # A failed write may have reached the disk all the same; then the next start finds the request.
-            fate = b"was not run; it may be after a restart" if isinstance(error, JournalPoisoned) else b"was not run"
+            # Only a full disk proves that nothing was kept; after another fault the next start may find the request.
+            fate = b"was not run" if isinstance(error, JournalFull) else b"was not run; it may be after a restart"
             _refuse(exchange, 503, b"the request could not be journaled and %b\n" % fate)
             return
         except ValueError as error:
