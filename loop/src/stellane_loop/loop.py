@@ -10,6 +10,7 @@ from asyncio import base_events, constants, events, sslproto, unix_events
 from asyncio.log import logger
 
 from stellane_loop import _native, files
+from stellane_loop.lasting import LastingFuture
 
 _POLLERS = ("epoll", "io_uring")
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
@@ -219,21 +220,30 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         """Write all of `data` at `offset`, and to the disk when `sync`; the number of bytes.
 
         It returns only when the write was whole and the sync succeeded. After an OSError nothing may be
-        taken for written, and after a failed sync the file is not to be trusted again. Cancelling the
-        caller does not stop the write.
+        taken for written, and after a failed sync the file is not to be trusted again. `fd` has to stay
+        open until then: a caller that is cancelled is so only when the write, which goes on, is over.
         """
         data = bytes(data)
         native = self._native_file_write(fd, data, offset, sync)
         if native is None:
-            native = self.run_in_executor(None, files.write, fd, data, offset, sync)
+            native = self._to_the_end(files.write, fd, data, offset, sync)
         return await native
 
     async def file_sync(self, fd: int, *, data_only: bool = True) -> None:
-        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost."""
+        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost.
+
+        `fd` has to stay open until it returns; a cancelled caller waits, as in file_write.
+        """
         native = self._native_file_sync(fd, data_only)
         if native is None:
-            native = self.run_in_executor(None, files.sync, fd, data_only)
+            native = self._to_the_end(files.sync, fd, data_only)
         await native
+
+    def _to_the_end(self, function, *args) -> LastingFuture:
+        """The result of function(*args) in a thread; see LastingFuture."""
+        lasting = LastingFuture(loop=self)
+        self.run_in_executor(None, function, *args).add_done_callback(lasting.follow)
+        return lasting
 
     def __repr__(self) -> str:
         return (
