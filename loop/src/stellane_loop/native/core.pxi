@@ -64,6 +64,7 @@ cdef class LoopCore:
     cdef dict sockets             # descriptor -> SocketState
     cdef dict listeners           # socket object -> Listener
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
+    cdef char *receive_buffer     # sock_recv's; NULL until the first
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
     cdef object order             # a ReadyOrder, or None: first in, first out
     cdef object slow_report       # called with a SlowCallback, or None
@@ -111,6 +112,7 @@ cdef class LoopCore:
             self.poller.sink.closed = ignore_closed
             self.poller.sink.file_done = ignore_file_done
         self.release()
+        free(self.receive_buffer)
         pthread_mutex_destroy(&self.lock)
 
     cdef void release(self) noexcept:
