@@ -52,6 +52,8 @@ import stellane_loop
 class Executor(asyncio.Protocol):
     def __init__(self, others):
         self.others = others
+        self.idle, self.peer = socket.socketpair()
+        self.idle.setblocking(False)
     def __del__(self):
         for transport in self.others:
             transport.write(b"farewell")
@@ -60,17 +62,21 @@ class Executor(asyncio.Protocol):
 async def connect(others):
     ours, theirs = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: Executor(others), sock=ours)
+    await wait_once(transport.get_protocol().idle)  # the loop knows it for as long as there is the object
     return transport, theirs
+
+async def wait_once(sock):
+    operation = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1))
+    await asyncio.sleep(0.01)
+    operation.cancel()
+    await asyncio.wait([operation])
 
 async def open_all():
     first, second = await connect([]), await connect([])
     kept = [first, second, await connect([first[0], second[0]]), await connect([first[0], second[0]])]
     waiting, _ = socket.socketpair()
     waiting.setblocking(False)
-    operation = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(waiting, 1))
-    await asyncio.sleep(0.01)
-    operation.cancel()
-    await asyncio.wait([operation])
+    await wait_once(waiting)
     await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=waiting)
     return [theirs for _, theirs in kept]
 

@@ -209,6 +209,14 @@ cdef bint is_stream(int fd) noexcept:
     return kind == SOCK_STREAM and (domain == AF_INET or domain == AF_INET6)
 
 
+cdef int end_idle_socket(LoopCore loop, int fd) except -1:
+    """Before another takes the descriptor: two registrations of one cost a second descriptor, and all events twice."""
+    cdef SocketState state = loop.sockets.get(fd)
+    if state is not None and not state.reading and not state.writing:
+        del loop.sockets[fd]
+        state.end()
+    return 0
+
 
 cdef SocketState socket_state(LoopCore loop, sock):
     """The state of this very socket object: another one may have had its number before."""

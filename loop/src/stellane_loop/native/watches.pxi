@@ -69,6 +69,7 @@ cdef Handle watch_add(LoopCore loop, file, Handle handle, bint writer):
     loop.check_open()
     watch = loop.watches.get(fd)
     if watch is None or watch.watch == NULL:
+        end_idle_socket(loop, fd)
         watch = Watch.__new__(Watch)
         watch.open(loop, fd)
         loop.watches[fd] = watch
