@@ -246,7 +246,8 @@ cdef class StreamTransport(StreamReceiver):
 
     cdef int end(self) except -1:
         self.protocol = self.on_bytes = None
-        if self.loop.streams.get(self._sock_fd) is self:
+        cdef bint lent = self.loop.streams.get(self._sock_fd) is not self
+        if not lent:
             del self.loop.streams[self._sock_fd]
         if self.sock is not None:
             self.sock.detach()  # one owner closes: the poller, when the kernel is done with it
@@ -254,6 +255,8 @@ cdef class StreamTransport(StreamReceiver):
         if self.stream != NULL:
             self.loop.poller.ops.stream_close(self.stream, 0)
             self.stream = NULL
+        if lent:
+            watch_end(self.loop, self._sock_fd)
         server, self.server = self.server, None
         if server is not None:
             server_detach(server, self)

@@ -121,6 +121,20 @@ cdef bint watch_remove(LoopCore loop, file, bint writer) except -1:
     return True
 
 
+cdef int watch_end(LoopCore loop, int fd) except -1:
+    """Take the descriptor from sendfile, which waits to write to a transport that is closed under it."""
+    cdef Watch watch = loop.watches.pop(fd, None)
+    cdef Handle writer
+    if watch is None:
+        return 0
+    watch.end()
+    if watch.writer is not None and not watch.writer._cancelled:
+        writer, watch.writer = watch.writer, None
+        writer.run()  # it finds a socket without a descriptor, and fails
+        writer.cancel_now()
+    return 0
+
+
 cdef int number_of(fileobj) except? -1:
     if isinstance(fileobj, int):
         return fileobj
