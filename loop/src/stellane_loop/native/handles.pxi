@@ -10,6 +10,7 @@ cdef class Handle:
     cdef readonly object _context
     cdef readonly LoopCore _loop
     cdef readonly bint _cancelled
+    cdef bint queued  # in a ReadyOrder, because its descriptor was ready
     cdef readonly object _source_traceback
     cdef object kept_repr
     cdef object __weakref__

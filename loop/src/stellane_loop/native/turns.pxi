@@ -10,6 +10,7 @@ cdef class ObservedTurns(FileOperations):
         cdef Handle handle
         while self.order is not None and len(self.order):
             handle = self.order.pop()
+            handle.queued = False
             if st_queue_push(&self.ready, <void *>handle):
                 raise MemoryError
             Py_INCREF(handle)
@@ -23,6 +24,7 @@ cdef class ObservedTurns(FileOperations):
         while count and self.order is not None and len(self.order):
             count -= 1
             handle = self.order.pop()
+            handle.queued = False
             if handle._cancelled:
                 continue
             if self.timed:

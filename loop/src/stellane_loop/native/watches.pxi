@@ -43,11 +43,20 @@ cdef class Watch(Watcher):
     cdef void on_ready(self, unsigned events) noexcept:
         try:
             if events & ST_READABLE and self.reader is not None:
-                self.loop.push(self.reader)
+                self.push(self.reader)
             if events & ST_WRITABLE and self.writer is not None:
-                self.loop.push(self.writer)
+                self.push(self.writer)
         except BaseException as exc:
             self.loop.keep_raised(exc)
+
+    cdef inline int push(self, Handle handle) except -1:
+        if self.loop.order is None:
+            return self.loop.push(handle)
+        # It may wait there for several turns, and each of their polls says again that the descriptor is ready.
+        if not handle.queued:
+            self.loop.push_ordered(handle)
+            handle.queued = True
+        return 0
 
     cdef int update(self) except -1:
         cdef unsigned events = 0
