@@ -45,6 +45,35 @@ def test_writes_of_the_last_turn_leave(loop) -> None:
     loop.run_until_complete(asyncio.sleep(0))
 
 
+def test_an_interrupt_while_a_run_is_set_up_leaves_a_loop_that_runs_again(loop, monkeypatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    hooks = sys.get_asyncgen_hooks()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_hold_wakeup_fd", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+    assert not loop.is_running()
+    assert sys.get_asyncgen_hooks() == hooks
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_a_closed_loop_makes_no_turn(loop) -> None:
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        loop._run_once()
+
+
+def test_a_cancelled_handle_that_is_run_by_hand_does_nothing(loop) -> None:
+    reports: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    for handle in (loop.call_soon(reports.append, {}), loop.call_later(1, reports.append, {})):
+        handle.cancel()
+        handle._run()
+    assert reports == []
+
+
 LAST_WISHES = """
 import asyncio, gc, socket, sys
 import stellane_loop

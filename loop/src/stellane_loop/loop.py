@@ -85,11 +85,9 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
     # --- running ---
 
     def _enter_run(self) -> None:
-        self._check_closed()
-        self._check_running()
+        self._thread_id = threading.get_ident()  # first: _leave_run takes back what follows, however far it came
         self._set_coroutine_origin_tracking(self._debug)
         self._old_agen_hooks = sys.get_asyncgen_hooks()
-        self._thread_id = threading.get_ident()
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         events._set_running_loop(self)
         # A signal that arrives between the last check and the wait would otherwise lie until something else happens.

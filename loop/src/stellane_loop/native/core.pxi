@@ -306,8 +306,10 @@ cdef class LoopCore:
 
     def run_forever(self):
         """Run until stop() is called."""
-        self._enter_run()
+        (<object>self)._check_closed()
+        (<object>self)._check_running()
         try:
+            self._enter_run()
             self.running_in = PyThread_get_thread_ident()
             self.unpolled = TURNS_WITHOUT_POLL_MAX
             while True:
@@ -321,6 +323,7 @@ cdef class LoopCore:
             self._leave_run()
 
     def _run_once(self):
+        self.check_open()
         self.turn()
 
     cdef int turn(self) except -1:

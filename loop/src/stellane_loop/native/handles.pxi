@@ -45,7 +45,8 @@ cdef class Handle:
         return self._context
 
     def _run(self):
-        self.run()
+        if not self._cancelled:
+            self.run()
 
     cdef int run(self) except -1:
         try:
