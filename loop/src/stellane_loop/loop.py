@@ -146,6 +146,16 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
             signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
         self._release_wakeup_fd()
 
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        if self._foreign_wakeup_fd is None:
+            return
+        # The pipe is shared: the number of a signal of the child would run the parent's handler.
+        found = signal.set_wakeup_fd(-1)
+        if found not in (-1, self._csock.fileno()):
+            signal.set_wakeup_fd(found)
+        self._foreign_wakeup_fd = None
+
     # --- transports ---
 
     def _ensure_fd_no_transport(self, fd):
