@@ -48,9 +48,20 @@ cdef class StreamReceiver(StreamWriter):
                 self.lent_bytes = <PyObject *>fresh
         except BaseException as exc:
             self.protocol_failed(exc, "Fatal error: protocol.get_buffer() call failed.")
+            self.read_again()
             return -1
         self.loop.lent_buffer = self
         return 0
+
+    cdef void read_again(self) noexcept:
+        # The poller stops reading where no memory was lent. An exit that leaves run_forever leaves the connection open, and
+        # the loop may be run again.
+        if self._conn_lost:
+            return
+        try:
+            self.loop.soon((<object>self)._start_reading, (), self.context)
+        except BaseException as exc:
+            self.loop.keep_raised(exc)
 
     cdef void return_buffer(self) noexcept:
         if self.lent_bytes != NULL:

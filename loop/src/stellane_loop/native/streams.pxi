@@ -108,7 +108,7 @@ cdef class StreamTransport(StreamReceiver):
         try:
             self.sent(n, rest)
         except BaseException as exc:
-            self.loop.keep_raised(exc)
+            self.protocol_failed(exc, "Fatal write error on socket transport")
 
     cdef int sent(self, ssize_t n, size_t rest) except -1:
         self.in_flight_bytes = rest
