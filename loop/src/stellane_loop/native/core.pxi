@@ -438,6 +438,9 @@ cdef class LoopCore:
     cdef int run_timed(self, Handle handle) except -1:
         raise NotImplementedError
 
+    cdef int call_timed(self, context, callback, arg) except -1:
+        raise NotImplementedError
+
     cdef int poll_adaptively(self, int64_t timeout_ns) noexcept:
         return self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
 

@@ -31,12 +31,15 @@ cdef class StreamTransport(StreamReceiver):
         )
         self.on_bytes = None if self.buffered else on_bytes
 
-    cdef int begin(self, waiter) except -1:
-        """connection_made, then the first read."""
+    cdef int begin(self, waiter, bint below_poll) except -1:
+        """connection_made, then the first read. Whoever is not below the poll is a callback, and timed as one."""
         if self.protocol is None:
             return 0
         try:
-            stl_call_one(self.context, self.protocol.connection_made, self)
+            if below_poll:
+                self.call_protocol(self.protocol.connection_made, self)
+            else:
+                stl_call_one(self.context, self.protocol.connection_made, self)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -58,7 +61,7 @@ cdef class StreamTransport(StreamReceiver):
         return 0
 
     def _begin(self, waiter):
-        self.begin(waiter)
+        self.begin(waiter, False)
 
     def _start_reading(self):
         self.started = True
