@@ -7,6 +7,7 @@ import os
 import socket
 
 import pytest
+from loop.tests.conftest import open_descriptors
 
 
 def test_a_reader_that_leaves_bytes_is_called_again(run):
@@ -251,3 +252,49 @@ def test_a_closed_loop_has_no_readers(loop):
         loop.close()
         assert not loop.remove_reader(ours)
     assert not loop.remove_writer(ours)
+
+
+def test_a_client_connection_has_one_descriptor_and_one_registration(run):
+    """Though its socket had to wait for the connect."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        await asyncio.sleep(0.01)
+        open_before, descriptors_before = loop.statistics().open, len(open_descriptors())
+        transports = [(await loop.create_connection(asyncio.Protocol, *address))[0] for _ in range(10)]
+        while loop.statistics().accepts < 10:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert loop.statistics().open - open_before == 20
+        assert len(open_descriptors()) - descriptors_before == 20
+        for transport in transports:
+            transport.abort()
+        server.close()
+        await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_a_socket_that_waited_once_is_registered_once_with_its_reader(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours, theirs:
+            before = loop.statistics().open
+            first = asyncio.create_task(loop.sock_recv(ours, 10))
+            await asyncio.sleep(0.01)
+            theirs.send(b"x")
+            assert await first == b"x"
+            ready = asyncio.Event()
+            loop.add_reader(ours, ready.set)
+            await asyncio.sleep(0.01)
+            assert loop.statistics().open - before == 1
+            theirs.send(b"y")
+            await asyncio.wait_for(ready.wait(), 5)
+            loop.remove_reader(ours)
+            assert await asyncio.wait_for(loop.sock_recv(ours, 10), 5) == b"y"
+
+    run(main())

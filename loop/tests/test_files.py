@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -104,5 +106,50 @@ def test_a_cancelled_write_still_happens(run, tmp_path):
                 await asyncio.sleep(0.001)
         finally:
             os.close(fd)
+
+    run(main())
+
+
+def test_a_cancelled_write_or_sync_is_over_when_its_caller_is_told(run, tmp_path):
+    """The caller closes its descriptor then, and the number may be another file's right after."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        threads, release = ThreadPoolExecutor(1), threading.Event()
+        loop.set_default_executor(threads)
+        await asyncio.sleep(0)
+        before = loop.statistics().open
+        fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+        try:
+            for operation in (loop.file_write(fd, b"x" * 100_000, 0, sync=True), loop.file_sync(fd)):
+                threads.submit(release.wait)  # the poller without file operations does not begin before
+                loop.call_later(0.02, release.set)
+                task = asyncio.create_task(operation)
+                await asyncio.sleep(0)
+                task.cancel()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert loop.statistics().open == before
+                assert release.is_set() or loop.poller_name == "io_uring"
+                assert (tmp_path / "file").stat().st_size == 100_000
+                release.clear()
+        finally:
+            release.set()
+            os.close(fd)
+
+    run(main())
+
+
+def test_a_failure_is_told_to_who_was_not_cancelled(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: pytest.fail(str(context)))
+        closed = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1
+        kept, cancelled = (asyncio.create_task(loop.file_write(closed, b"x", 0)) for _ in range(2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        outcomes = await asyncio.gather(kept, cancelled, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [OSError, asyncio.CancelledError]
 
     run(main())

@@ -65,6 +65,33 @@ def test_a_protocol_that_only_lends_memory_is_given_its_bytes_there(run):
     assert run(told(LendsMemory)).received == b"hello"
 
 
+def test_memory_that_several_protocols_lent_in_one_turn_is_theirs_again(run):
+    class Lending(asyncio.BufferedProtocol):
+        def __init__(self):
+            self.memory = bytearray(100)
+            self.length = 0
+
+        def get_buffer(self, sizehint):
+            return self.memory
+
+        def buffer_updated(self, nbytes):
+            self.length += nbytes
+
+    async def main():
+        connections = [await connected(Lending) for _ in range(3)]
+        for _, _, peer in connections:
+            peer.send(b"hello")
+        while not all(protocol.length for _, protocol, _ in connections):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        for transport, protocol, peer in connections:
+            protocol.memory.clear()  # BufferError while it is exported
+            transport.abort()
+            peer.close()
+
+    run(main())
+
+
 def test_a_protocol_of_neither_class_with_both_methods_takes_bytes(run):
     """As with asyncio, where only a BufferedProtocol is asked for memory."""
     assert run(told(TakesBytes)).received == b"HELLO"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 import socket
@@ -261,6 +262,59 @@ def test_a_ready_order_gives_way_to_io_when_its_budget_is_spent(run):
             await asyncio.sleep(0.2)
             loop.remove_reader(ours)
         assert len(set(ran)) == len(ran) == 20  # a poll between every two of them
+
+    run(main())
+
+
+def test_a_reader_that_waits_behind_what_is_urgent_is_called_once(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_ready_order(stellane_loop.PriorityOrder(budget_s=0.001))
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        called, lengths = [], []
+
+        def read():
+            called.append(None)
+            with contextlib.suppress(BlockingIOError):
+                ours.recv(10)
+
+        def work(rest):
+            time.sleep(0.002)
+            lengths.append(loop.statistics().ready)
+            if rest:
+                loop.call_soon(work, rest - 1)
+
+        urgent = contextvars.copy_context()
+        urgent.run(stellane_loop.priority.set, -5)
+        with ours, theirs:
+            for _ in range(2):  # also once it has been called
+                called.clear()
+                loop.add_reader(ours, read)
+                theirs.send(b"x")
+                urgent.run(loop.call_soon, work, 30)
+                while not called or len(lengths) % 31:
+                    await asyncio.sleep(0.001)
+                loop.remove_reader(ours)
+                assert len(called) <= 2  # one poll may have been under way
+        assert max(lengths) < 10
+
+    run(main())
+
+
+def test_a_reader_that_waited_in_an_order_is_called_without_one_and_in_the_next(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        called = asyncio.Event()
+        with ours, theirs:
+            theirs.send(b"x")
+            loop.add_reader(ours, called.set)
+            for order in (stellane_loop.PriorityOrder(budget_s=0.001), None, stellane_loop.PriorityOrder()):
+                loop.set_ready_order(order)
+                called.clear()
+                await asyncio.wait_for(called.wait(), 5)
+            loop.remove_reader(ours)
 
     run(main())
 

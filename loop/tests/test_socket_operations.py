@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import struct
 
 import pytest
 
@@ -251,5 +252,59 @@ def test_a_cancelled_wait_leaves_the_others_of_its_socket(run):
             await asyncio.sleep(0.01)
             theirs.send(b"3")
             assert await asyncio.wait_for(loop.sock_recv(ours, 1), 5) == b"3"
+
+    run(main())
+
+
+def udp_pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    ours.bind(("127.0.0.1", 0))
+    theirs.connect(ours.getsockname())
+    return ours, theirs
+
+
+MESSAGE_PAIRS = {
+    "udp": udp_pair,
+    "unix datagrams": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "unix sequenced packets": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+}
+
+
+@pytest.mark.parametrize("kind", MESSAGE_PAIRS)
+def test_messages_that_lie_behind_a_short_one_are_received(run, kind):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = MESSAGE_PAIRS[kind]()
+        ours.setblocking(False)
+        with ours, theirs:
+            first = asyncio.create_task(loop.sock_recv(ours, 100))
+            await asyncio.sleep(0.01)
+            for message in (b"one", b"two", b"three"):
+                theirs.send(message)
+            assert await asyncio.wait_for(first, 5) == b"one"
+            assert await asyncio.wait_for(loop.sock_recv(ours, 100), 5) == b"two"
+            buffer = bytearray(100)
+            assert await asyncio.wait_for(loop.sock_recv_into(ours, buffer), 5) == 5
+
+    run(main())
+
+
+HELD_UP_S = 5
+
+
+@pytest.mark.parametrize("operation", ["sock_recv", "sock_sendall"])
+def test_a_blocking_socket_does_not_block_the_loop(run, operation):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = pair()
+        ours.setblocking(True)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", HELD_UP_S, 0))
+        with ours, theirs:
+            began_s = loop.time()
+            argument = 1 if operation == "sock_recv" else bytes(20_000_000)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(getattr(loop, operation)(ours, argument), 0.01)
+            assert loop.time() - began_s < HELD_UP_S
 
     run(main())

@@ -45,6 +45,35 @@ def test_writes_of_the_last_turn_leave(loop) -> None:
     loop.run_until_complete(asyncio.sleep(0))
 
 
+def test_an_interrupt_while_a_run_is_set_up_leaves_a_loop_that_runs_again(loop, monkeypatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    hooks = sys.get_asyncgen_hooks()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_hold_wakeup_fd", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+    assert not loop.is_running()
+    assert sys.get_asyncgen_hooks() == hooks
+    loop.run_until_complete(asyncio.sleep(0))
+
+
+def test_a_closed_loop_makes_no_turn(loop) -> None:
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        loop._run_once()
+
+
+def test_a_cancelled_handle_that_is_run_by_hand_does_nothing(loop) -> None:
+    reports: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+    for handle in (loop.call_soon(reports.append, {}), loop.call_later(1, reports.append, {})):
+        handle.cancel()
+        handle._run()
+    assert reports == []
+
+
 LAST_WISHES = """
 import asyncio, gc, socket, sys
 import stellane_loop
@@ -52,6 +81,8 @@ import stellane_loop
 class Executor(asyncio.Protocol):
     def __init__(self, others):
         self.others = others
+        self.idle, self.peer = socket.socketpair()
+        self.idle.setblocking(False)
     def __del__(self):
         for transport in self.others:
             transport.write(b"farewell")
@@ -60,17 +91,21 @@ class Executor(asyncio.Protocol):
 async def connect(others):
     ours, theirs = socket.socketpair()
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: Executor(others), sock=ours)
+    await wait_once(transport.get_protocol().idle)  # the loop knows it for as long as there is the object
     return transport, theirs
+
+async def wait_once(sock):
+    operation = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(sock, 1))
+    await asyncio.sleep(0.01)
+    operation.cancel()
+    await asyncio.wait([operation])
 
 async def open_all():
     first, second = await connect([]), await connect([])
     kept = [first, second, await connect([first[0], second[0]]), await connect([first[0], second[0]])]
     waiting, _ = socket.socketpair()
     waiting.setblocking(False)
-    operation = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(waiting, 1))
-    await asyncio.sleep(0.01)
-    operation.cancel()
-    await asyncio.wait([operation])
+    await wait_once(waiting)
     await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=waiting)
     return [theirs for _, theirs in kept]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import socket
 import threading
@@ -251,3 +253,36 @@ def test_what_was_written_before_a_file_is_sent_before_it(run, tmp_path):
             transport.abort()
 
     run(main())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_transport_closed_under_sendfile_ends_the_file_and_the_connection(run, tmp_path, full):
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, 64 << 20)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport, peer = await connected(Answering(lambda transport: None))
+        with peer, path.open("rb") as file:
+            number = transport.get_extra_info("socket").fileno()
+            if full:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        transport._sock.send(bytes(1 << 16))
+            sending = asyncio.create_task(loop.sendfile(transport, file))
+            while number not in loop._watched():  # it waits until more can be sent
+                await asyncio.sleep(0.001)
+            transport.abort()
+            with pytest.raises(OSError, match=r"."):
+                await asyncio.wait_for(sending, 5)
+            assert number not in loop._watched()
+            await asyncio.to_thread(read_to_the_end, peer)
+
+    run(main())
+
+
+def read_to_the_end(peer):
+    with contextlib.suppress(ConnectionResetError):
+        while peer.recv(1 << 20):
+            pass

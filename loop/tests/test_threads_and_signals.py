@@ -265,6 +265,37 @@ def test_a_forked_child_uses_a_loop_of_its_own_and_leaves_its_parents_alone(poll
     assert done.stdout == "both went on\n", done.stderr
 
 
+SIGNAL_TO_A_CHILD = """
+import concurrent.futures, logging, os, random, signal, sys, threading, time, warnings
+registered = os.register_at_fork
+os.register_at_fork = lambda **_: None
+import asyncio  # without its own hook, which Python 3.11 does not have
+os.register_at_fork = registered
+import stellane_loop
+warnings.simplefilter("ignore", DeprecationWarning)
+
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print, "the parent's handler ran")
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        time.sleep(20)
+        os._exit(1)
+    await asyncio.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    await asyncio.sleep(0.05)
+
+with asyncio.Runner(loop_factory=lambda: stellane_loop.new_event_loop(sys.argv[1])) as runner:
+    runner.run(main())
+"""
+
+
+def test_a_signal_to_a_forked_child_leaves_its_parents_handlers_alone(poller):
+    done = run_program(SIGNAL_TO_A_CHILD, poller)
+    assert done.stdout in ("0\n", "-15\n"), done.stderr  # it may end before it has a handler of its own
+
+
 LIVE_AT_EXIT = """
 import asyncio, sys
 import stellane_loop

@@ -11,6 +11,7 @@ from asyncio import base_events, constants, events, format_helpers, transports, 
 from asyncio.base_events import _format_handle
 from asyncio.log import logger
 
+from stellane_loop.lasting import LastingFuture
 from stellane_loop.observation import LoopStatistics, SlowCallback
 from stellane_loop.ready import NORMAL, priority
 

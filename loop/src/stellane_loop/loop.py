@@ -10,6 +10,7 @@ from asyncio import base_events, constants, events, sslproto, unix_events
 from asyncio.log import logger
 
 from stellane_loop import _native, files
+from stellane_loop.lasting import LastingFuture
 
 _POLLERS = ("epoll", "io_uring")
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
@@ -84,11 +85,9 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
     # --- running ---
 
     def _enter_run(self) -> None:
-        self._check_closed()
-        self._check_running()
+        self._thread_id = threading.get_ident()  # first: _leave_run takes back what follows, however far it came
         self._set_coroutine_origin_tracking(self._debug)
         self._old_agen_hooks = sys.get_asyncgen_hooks()
-        self._thread_id = threading.get_ident()
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         events._set_running_loop(self)
         # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
@@ -146,6 +145,16 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         if self._foreign_wakeup_fd is not None:
             signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
         self._release_wakeup_fd()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        if self._foreign_wakeup_fd is None:
+            return
+        # The pipe is shared: the number of a signal of the child would run the parent's handler.
+        found = signal.set_wakeup_fd(-1)
+        if found not in (-1, self._csock.fileno()):
+            signal.set_wakeup_fd(found)
+        self._foreign_wakeup_fd = None
 
     # --- transports ---
 
@@ -219,21 +228,30 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         """Write all of `data` at `offset`, and to the disk when `sync`; the number of bytes.
 
         It returns only when the write was whole and the sync succeeded. After an OSError nothing may be
-        taken for written, and after a failed sync the file is not to be trusted again. Cancelling the
-        caller does not stop the write.
+        taken for written, and after a failed sync the file is not to be trusted again. `fd` has to stay
+        open until then: a caller that is cancelled is so only when the write, which goes on, is over.
         """
         data = bytes(data)
         native = self._native_file_write(fd, data, offset, sync)
         if native is None:
-            native = self.run_in_executor(None, files.write, fd, data, offset, sync)
+            native = self._to_the_end(files.write, fd, data, offset, sync)
         return await native
 
     async def file_sync(self, fd: int, *, data_only: bool = True) -> None:
-        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost."""
+        """fdatasync, or fsync when not `data_only`. OSError: what was written may be lost.
+
+        `fd` has to stay open until it returns; a cancelled caller waits, as in file_write.
+        """
         native = self._native_file_sync(fd, data_only)
         if native is None:
-            native = self.run_in_executor(None, files.sync, fd, data_only)
+            native = self._to_the_end(files.sync, fd, data_only)
         await native
+
+    def _to_the_end(self, function, *args) -> LastingFuture:
+        """The result of function(*args) in a thread; see LastingFuture."""
+        lasting = LastingFuture(loop=self)
+        self.run_in_executor(None, function, *args).add_done_callback(lasting.follow)
+        return lasting
 
     def __repr__(self) -> str:
         return (

@@ -64,6 +64,7 @@ cdef class LoopCore:
     cdef dict sockets             # descriptor -> SocketState
     cdef dict listeners           # socket object -> Listener
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
+    cdef char *receive_buffer     # sock_recv's; NULL until the first
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
     cdef object order             # a ReadyOrder, or None: first in, first out
     cdef object slow_report       # called with a SlowCallback, or None
@@ -111,6 +112,7 @@ cdef class LoopCore:
             self.poller.sink.closed = ignore_closed
             self.poller.sink.file_done = ignore_file_done
         self.release()
+        free(self.receive_buffer)
         pthread_mutex_destroy(&self.lock)
 
     cdef void release(self) noexcept:
@@ -304,8 +306,10 @@ cdef class LoopCore:
 
     def run_forever(self):
         """Run until stop() is called."""
-        self._enter_run()
+        (<object>self)._check_closed()
+        (<object>self)._check_running()
         try:
+            self._enter_run()
             self.running_in = PyThread_get_thread_ident()
             self.unpolled = TURNS_WITHOUT_POLL_MAX
             while True:
@@ -319,6 +323,7 @@ cdef class LoopCore:
             self._leave_run()
 
     def _run_once(self):
+        self.check_open()
         self.turn()
 
     cdef int turn(self) except -1:
@@ -431,6 +436,9 @@ cdef class LoopCore:
         raise NotImplementedError
 
     cdef int run_timed(self, Handle handle) except -1:
+        raise NotImplementedError
+
+    cdef int call_timed(self, context, callback, arg) except -1:
         raise NotImplementedError
 
     cdef int poll_adaptively(self, int64_t timeout_ns) noexcept:

@@ -73,6 +73,7 @@ cdef class NativeLoop(AdaptiveTurns):
         for name, address in addresses_of(sock.fileno()).items():
             known.setdefault(name, address)
         known["socket"] = trsock.TransportSocket(sock)
+        end_idle_socket(self, sock.fileno())
         transport = StreamTransport.__new__(StreamTransport)
         transport.open(self, sock.fileno(), protocol, server, known)
         transport.sock = sock

@@ -7,15 +7,15 @@ cdef class FileOperation(Owned):
     cdef bytes data       # what is written, or read into
     cdef iovec part
 
-    cdef object begin(self, LoopCore loop, bytes data):
+    cdef int begin(self, LoopCore loop, bytes data, future) except -1:
         self.loop = loop
         self.data = data
         if data is not None:
             self.part.iov_base = PyBytes_AS_STRING(data)
             self.part.iov_len = PyBytes_GET_SIZE(data)
-        self.future = (<object>loop).create_future()
+        self.future = future
         loop.own(self)
-        return self.future
+        return 0
 
     cdef int started(self, int error) except -1:
         if error:
@@ -44,7 +44,7 @@ cdef class FileOperations(SocketOperations):
         if self.poller.ops.file_read == NULL:
             return None
         operation = FileOperation.__new__(FileOperation)
-        operation.begin(self, PyBytes_FromStringAndSize(NULL, length))
+        operation.begin(self, PyBytes_FromStringAndSize(NULL, length), (<object>self).create_future())
         operation.started(
             self.poller.ops.file_read(self.poller, fd, &operation.part, 1, offset, <void *>operation)
         )
@@ -56,7 +56,7 @@ cdef class FileOperations(SocketOperations):
         if self.poller.ops.file_write == NULL:
             return None
         operation = FileOperation.__new__(FileOperation)
-        operation.begin(self, data)
+        operation.begin(self, data, LastingFuture(loop=self))
         operation.started(
             self.poller.ops.file_write(
                 self.poller, fd, &operation.part, 1, offset, ST_FILE_SYNC if sync else 0, <void *>operation
@@ -70,6 +70,6 @@ cdef class FileOperations(SocketOperations):
         if self.poller.ops.file_sync == NULL:
             return None
         operation = FileOperation.__new__(FileOperation)
-        operation.begin(self, None)
+        operation.begin(self, None, LastingFuture(loop=self))
         operation.started(self.poller.ops.file_sync(self.poller, fd, data_only, <void *>operation))
         return operation.future

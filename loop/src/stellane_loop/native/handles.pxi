@@ -10,6 +10,7 @@ cdef class Handle:
     cdef readonly object _context
     cdef readonly LoopCore _loop
     cdef readonly bint _cancelled
+    cdef bint queued  # in a ReadyOrder, because its descriptor was ready
     cdef readonly object _source_traceback
     cdef object kept_repr
     cdef object __weakref__
@@ -44,7 +45,8 @@ cdef class Handle:
         return self._context
 
     def _run(self):
-        self.run()
+        if not self._cancelled:
+            self.run()
 
     cdef int run(self) except -1:
         try:

@@ -93,7 +93,7 @@ cdef class Listener(Owned):
                 raise
         finally:
             PyContext_Exit(context)
-        return transport.begin(None)
+        return transport.begin(None, True)
 
     cdef int accept_tls(self, int fd) except -1:
         conn = socket.socket(fileno=fd)

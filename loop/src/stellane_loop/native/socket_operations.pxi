@@ -4,9 +4,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int, void *, size_t, int)
     ssize_t send(int, const void *, size_t, int)
     int getsockopt(int, int, int, void *, socklen_t *)
-    int SOL_SOCKET, SO_ERROR, MSG_NOSIGNAL
+    int SOL_SOCKET, SO_ERROR, SO_DOMAIN, SO_TYPE, SOCK_STREAM, MSG_NOSIGNAL, MSG_DONTWAIT
 
-from libc.stdlib cimport malloc
+from libc.stdlib cimport free, malloc
 from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
 
 import weakref
@@ -50,8 +50,9 @@ cdef class SocketOperation:
 
     cdef object send_on(self, SocketState state):
         cdef ssize_t n
+        cdef int flags = MSG_NOSIGNAL | MSG_DONTWAIT  # a blocking socket would hold up every thread
         while self.done_bytes < self.view.len:
-            n = send(state.fd, <char *>self.view.buf + self.done_bytes, self.view.len - self.done_bytes, MSG_NOSIGNAL)
+            n = send(state.fd, <char *>self.view.buf + self.done_bytes, self.view.len - self.done_bytes, flags)
             if n < 0:
                 if errno == EINTR:
                     continue
@@ -93,20 +94,24 @@ cdef class SocketState(Watcher):
 
     cdef object alive      # weak reference to the socket object
     cdef list reading, writing  # SocketOperation, in the order they came
+    cdef bint short_is_drained  # a receive that got less than it could took all: not so where messages are kept apart
     cdef bint drained      # the last receive took all there was, so the next one waits at once
 
     cdef object receive(self, Py_ssize_t length):
         cdef ssize_t n
         cdef bytes data
-        cdef char *shared = shared_buffer
         if length < 0:
             raise ValueError("negative buffersize in recv")
         if length > RECEIVE_SHARED_BYTES_MAX:
             data = PyBytes_FromStringAndSize(NULL, length)
             n = self.receive_raw(PyBytes_AS_STRING(data), length)
             return TRY_LATER if n < 0 else data[:n]
-        n = self.receive_raw(shared, length)
-        return TRY_LATER if n < 0 else PyBytes_FromStringAndSize(shared, n)
+        if self.loop.receive_buffer == NULL:
+            self.loop.receive_buffer = <char *>malloc(RECEIVE_SHARED_BYTES_MAX)
+            if self.loop.receive_buffer == NULL:
+                raise MemoryError
+        n = self.receive_raw(self.loop.receive_buffer, length)
+        return TRY_LATER if n < 0 else PyBytes_FromStringAndSize(self.loop.receive_buffer, n)
 
     cdef object receive_into(self, char *at, Py_ssize_t length):
         cdef ssize_t n = self.receive_raw(at, length)
@@ -115,9 +120,9 @@ cdef class SocketState(Watcher):
     cdef ssize_t receive_raw(self, char *at, Py_ssize_t length) except -2:
         cdef ssize_t n
         while True:
-            n = recv(self.fd, at, length, 0)
+            n = recv(self.fd, at, length, MSG_DONTWAIT)
             if n >= 0:
-                self.drained = 0 < n < length
+                self.drained = self.short_is_drained and 0 < n < length
                 return n
             if errno == EAGAIN:
                 return -1
@@ -196,7 +201,22 @@ cdef class SocketState(Watcher):
         self.end()
 
 
-cdef char *shared_buffer = <char *>malloc(RECEIVE_SHARED_BYTES_MAX)
+cdef bint is_stream(int fd) noexcept:
+    cdef int domain = 0, kind = 0
+    cdef socklen_t length = sizeof(int)
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length)
+    getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &length)
+    return kind == SOCK_STREAM and (domain == AF_INET or domain == AF_INET6)
+
+
+cdef int end_idle_socket(LoopCore loop, int fd) except -1:
+    """Before another takes the descriptor: two registrations of one cost a second descriptor, and all events twice."""
+    cdef SocketState state = loop.sockets.get(fd)
+    if state is not None and not state.reading and not state.writing:
+        del loop.sockets[fd]
+        state.end()
+    return 0
+
 
 cdef SocketState socket_state(LoopCore loop, sock):
     """The state of this very socket object: another one may have had its number before."""
@@ -216,6 +236,7 @@ cdef SocketState socket_state(LoopCore loop, sock):
     state.reading = []
     state.writing = []
     state.open(loop, fd)
+    state.short_is_drained = is_stream(fd)
     state.alive = weakref.ref(sock, state._socket_gone)
     loop.sockets[fd] = state
     return state

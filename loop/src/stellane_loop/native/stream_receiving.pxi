@@ -48,9 +48,20 @@ cdef class StreamReceiver(StreamWriter):
                 self.lent_bytes = <PyObject *>fresh
         except BaseException as exc:
             self.protocol_failed(exc, "Fatal error: protocol.get_buffer() call failed.")
+            self.read_again()
             return -1
         self.loop.lent_buffer = self
         return 0
+
+    cdef void read_again(self) noexcept:
+        # The poller stops reading where no memory was lent. An exit that leaves run_forever leaves the connection open, and
+        # the loop may be run again.
+        if self._conn_lost:
+            return
+        try:
+            self.loop.soon((<object>self)._start_reading, (), self.context)
+        except BaseException as exc:
+            self.loop.keep_raised(exc)
 
     cdef void return_buffer(self) noexcept:
         if self.lent_bytes != NULL:
@@ -72,7 +83,7 @@ cdef class StreamReceiver(StreamWriter):
         try:
             if buffered:
                 self.return_buffer()
-                stl_call_one(self.context, self.protocol.buffer_updated, n)
+                self.call_protocol(self.protocol.buffer_updated, n)
             elif self.lent_bytes != NULL:
                 self.hand_over(self.take_lent(n))
             else:
@@ -89,10 +100,15 @@ cdef class StreamReceiver(StreamWriter):
                 else "Fatal error: protocol.data_received() call failed.",
             )
 
+    cdef inline int call_protocol(self, method, arg) except -1:
+        if self.loop.timed:
+            return self.loop.call_timed(self.context, method, arg)
+        stl_call_one(self.context, method, arg)
+        return 0
+
     cdef inline int hand_over(self, bytes received) except -1:
         # A protocol may get its data_received only after it was connected.
-        stl_call_one(self.context, self.on_bytes if self.on_bytes is not None else self.protocol.data_received, received)
-        return 0
+        return self.call_protocol(self.on_bytes if self.on_bytes is not None else self.protocol.data_received, received)
 
     cdef bytes take_lent(self, ssize_t n):
         """The first n bytes of what was lent, as an object of their own; adapts to their number."""

@@ -31,12 +31,15 @@ cdef class StreamTransport(StreamReceiver):
         )
         self.on_bytes = None if self.buffered else on_bytes
 
-    cdef int begin(self, waiter) except -1:
-        """connection_made, then the first read."""
+    cdef int begin(self, waiter, bint below_poll) except -1:
+        """connection_made, then the first read. Whoever is not below the poll is a callback, and timed as one."""
         if self.protocol is None:
             return 0
         try:
-            stl_call_one(self.context, self.protocol.connection_made, self)
+            if below_poll:
+                self.call_protocol(self.protocol.connection_made, self)
+            else:
+                stl_call_one(self.context, self.protocol.connection_made, self)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -58,7 +61,7 @@ cdef class StreamTransport(StreamReceiver):
         return 0
 
     def _begin(self, waiter):
-        self.begin(waiter)
+        self.begin(waiter, False)
 
     def _start_reading(self):
         self.started = True
@@ -108,7 +111,7 @@ cdef class StreamTransport(StreamReceiver):
         try:
             self.sent(n, rest)
         except BaseException as exc:
-            self.loop.keep_raised(exc)
+            self.protocol_failed(exc, "Fatal write error on socket transport")
 
     cdef int sent(self, ssize_t n, size_t rest) except -1:
         self.in_flight_bytes = rest
@@ -246,7 +249,8 @@ cdef class StreamTransport(StreamReceiver):
 
     cdef int end(self) except -1:
         self.protocol = self.on_bytes = None
-        if self.loop.streams.get(self._sock_fd) is self:
+        cdef bint lent = self.loop.streams.get(self._sock_fd) is not self
+        if not lent:
             del self.loop.streams[self._sock_fd]
         if self.sock is not None:
             self.sock.detach()  # one owner closes: the poller, when the kernel is done with it
@@ -254,6 +258,8 @@ cdef class StreamTransport(StreamReceiver):
         if self.stream != NULL:
             self.loop.poller.ops.stream_close(self.stream, 0)
             self.stream = NULL
+        if lent:
+            watch_end(self.loop, self._sock_fd)
         server, self.server = self.server, None
         if server is not None:
             server_detach(server, self)

@@ -43,11 +43,20 @@ cdef class Watch(Watcher):
     cdef void on_ready(self, unsigned events) noexcept:
         try:
             if events & ST_READABLE and self.reader is not None:
-                self.loop.push(self.reader)
+                self.push(self.reader)
             if events & ST_WRITABLE and self.writer is not None:
-                self.loop.push(self.writer)
+                self.push(self.writer)
         except BaseException as exc:
             self.loop.keep_raised(exc)
+
+    cdef inline int push(self, Handle handle) except -1:
+        if self.loop.order is None:
+            return self.loop.push(handle)
+        # It may wait there for several turns, and each of their polls says again that the descriptor is ready.
+        if not handle.queued:
+            self.loop.push_ordered(handle)
+            handle.queued = True
+        return 0
 
     cdef int update(self) except -1:
         cdef unsigned events = 0
@@ -69,6 +78,7 @@ cdef Handle watch_add(LoopCore loop, file, Handle handle, bint writer):
     loop.check_open()
     watch = loop.watches.get(fd)
     if watch is None or watch.watch == NULL:
+        end_idle_socket(loop, fd)
         watch = Watch.__new__(Watch)
         watch.open(loop, fd)
         loop.watches[fd] = watch
@@ -118,6 +128,20 @@ cdef bint watch_remove(LoopCore loop, file, bint writer) except -1:
         watch.end()  # what is left can only be removed: the number may be another file's by now
     watch.update()
     return True
+
+
+cdef int watch_end(LoopCore loop, int fd) except -1:
+    """Take the descriptor from sendfile, which waits to write to a transport that is closed under it."""
+    cdef Watch watch = loop.watches.pop(fd, None)
+    cdef Handle writer
+    if watch is None:
+        return 0
+    watch.end()
+    if watch.writer is not None and not watch.writer._cancelled:
+        writer, watch.writer = watch.writer, None
+        writer.run()  # it finds a socket without a descriptor, and fails
+        writer.cancel_now()
+    return 0
 
 
 cdef int number_of(fileobj) except? -1:
