@@ -148,7 +148,7 @@ static void end(st_entry *entry) {
 }
 
 static void reap(st_epoll *poller) {
-    for (size_t count = poller->closing.count; count; count--) {
+    for (size_t count = poller->closing.count; count && !poller->forked; count--) {
         st_entry *entry = st_queue_pop(&poller->closing);
         if (entry->queued) /* the again queue still points to it */
             st_queue_push(&poller->closing, entry);
@@ -198,20 +198,21 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     if (error) return -error;
     size_t again = poller->again.count;
     poller->counted.events += (uint64_t)count;
-    for (int i = 0; i < count; i++) {
+    /* A callback may return in a forked child: what else there is belongs to the parent. */
+    for (int i = 0; i < count && !poller->forked; i++) {
         uint64_t key = poller->events[i].data.u64;
         st_slot *slot = &poller->slots[(uint32_t)key];
         /* An object closed by an earlier callback of this turn is only freed at its end. */
         if (slot->entry && slot->generation == key >> 32 && !slot->entry->closed)
             slot->entry->event(slot->entry, poller->events[i].events);
     }
-    while (again--) {
+    while (again-- && !poller->forked) {
         st_entry *entry = st_queue_pop(&poller->again);
         entry->queued = 0;
         if (!entry->closed) entry->again(entry);
     }
     reap(poller);
-    return poller->callbacks;
+    return poller->forked ? -ECANCELED : poller->callbacks;
 }
 
 static int wake(st_poller *base) {

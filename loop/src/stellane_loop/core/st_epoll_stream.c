@@ -59,7 +59,7 @@ static void read_while_readable(epoll_stream *stream) {
             poller->callbacks++;
             int stop = sink_of(stream)->stream_buffer(stream->base.owner, &at, &len);
             if (stop) stream->reading = 0;
-            if (stream->entry.closed || !stream->reading) return;
+            if (stream->entry.closed || !stream->reading || poller->forked) return;
         }
         ssize_t n = receive(stream, at, len);
         if (n == -EAGAIN) {
@@ -68,7 +68,7 @@ static void read_while_readable(epoll_stream *stream) {
         }
         if (n > 0 && (size_t)n < len && stream->short_is_drained && !stream->hung_up) stream->readable = 0;
         tell_data(stream, at, n);
-        if (stream->entry.closed || !stream->reading || !stream->readable) return;
+        if (stream->entry.closed || !stream->reading || !stream->readable || poller->forked) return;
         /* A fast sender waits for its next turn, so that others get theirs; and an end of file is told a turn
          * after the last bytes, so that their owner has been able to act on them. */
         if ((size_t)n == len || stream->hung_up) break;
@@ -132,19 +132,21 @@ static void send_on(epoll_stream *stream) {
     if (n < 0 || !rest) send_over(stream);
     stream->entry.poller->callbacks++;
     sink_of(stream)->stream_sent(stream->base.owner, n, n < 0 ? 0 : rest);
-    if (stream->shutdown && !stream->sending && !stream->entry.closed) shutdown(stream->entry.fd, SHUT_WR);
+    /* In a forked child this would end the parent's connection. */
+    if (stream->shutdown && !stream->sending && !stream->entry.closed && !stream->entry.poller->forked)
+        shutdown(stream->entry.fd, SHUT_WR);
 }
 
 static void again(st_entry *entry) {
     epoll_stream *stream = (epoll_stream *)entry;
     if (stream->sending) send_on(stream);
-    if (!entry->closed && stream->reading && stream->readable) read_while_readable(stream);
+    if (!entry->closed && stream->reading && stream->readable && !entry->poller->forked) read_while_readable(stream);
 }
 
 static void event(st_entry *entry, unsigned events) {
     epoll_stream *stream = (epoll_stream *)entry;
     if (stream->sending && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) send_on(stream);
-    if (entry->closed || !(events & ~(unsigned)EPOLLOUT)) return;
+    if (entry->closed || entry->poller->forked || !(events & ~(unsigned)EPOLLOUT)) return;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) stream->hung_up = 1;
     if (stream->ended) return;
     stream->readable = 1;

@@ -106,7 +106,7 @@ static void accept_batch(st_entry *entry, unsigned events) {
     (void)events;
     epoll_listener *listener = (epoll_listener *)entry;
     st_epoll *poller = entry->poller;
-    for (unsigned i = 0; i < listener->backlog && listener->accepting && !entry->closed; i++) {
+    for (unsigned i = 0; i < listener->backlog && listener->accepting && !entry->closed && !poller->forked; i++) {
         poller->counted.system_calls++;
         int fd = accept4(entry->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {

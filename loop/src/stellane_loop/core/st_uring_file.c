@@ -258,10 +258,11 @@ static void completed(st_uring *poller, const st_uring_cqe *cqe) {
 }
 
 static void reap(st_uring *poller) {
-    st_ring *ring = &poller->files->ring;
+    st_uring_files *files = poller->files;
+    st_ring *ring = &files->ring;
     if (st_ring_overflowed(ring) || st_ring_work_waits(ring))
         st_ring_fetch(ring);
-    for (unsigned ready = st_ring_ready(ring); ready > 0; ready--) {
+    for (unsigned ready = st_ring_ready(ring); ready > 0 && !files->orphaned; ready--) {
         st_uring_cqe cqe = *st_ring_cqe(ring, 0);
         st_ring_consume(ring, 1);
         poller->counted.events++;
@@ -271,11 +272,11 @@ static void reap(st_uring *poller) {
 
 void st_uring_files_turn(st_uring *poller) {
     st_uring_files *files = poller->files;
-    if (files == NULL)
+    if (files == NULL || files->orphaned)
         return;
     if (files->in_flight > 0)
         reap(poller);
-    if (files->queued > 0)
+    if (files->queued > 0 && !files->orphaned)
         submit_queued(files);
 }
 
@@ -327,7 +328,8 @@ void st_uring_files_free(st_uring *poller) {
         if (st_ring_ready(&files->ring) == 0)
             waited_s++;
         reap(poller);
-        submit_queued(files); /* the rest of short writes */
+        if (!files->orphaned)
+            submit_queued(files); /* the rest of short writes */
     }
     if (files->orphaned) {
         for (uint32_t i = 0; i < files->ops.capacity; i++)

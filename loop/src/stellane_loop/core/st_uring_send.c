@@ -69,7 +69,8 @@ static void over(st_uring_stream *stream) {
 }
 
 static void shut(st_uring_stream *stream) {
-    if (!stream->shutdown_wanted || stream->sending || stream->unit.closing)
+    /* In a forked child this would end the parent's connection. */
+    if (!stream->shutdown_wanted || stream->sending || stream->unit.closing || poller_of(stream)->forked)
         return;
     poller_of(stream)->counted.system_calls++;
     shutdown(stream->fd, SHUT_WR);

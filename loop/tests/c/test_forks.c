@@ -1,0 +1,255 @@
+/* A callback that forks and returns in both processes, the same for every poller: argv[1] names it. The child gets an
+ * error from its turn and nothing else: what there was to report, receive and accept is the parent's. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+enum { MANY = 4 };
+
+static bool in_child;
+static int calls_in_child;
+
+/* Forks at the first call. The parent goes on when the child has ended. */
+static void fork_once(st_poller *poller) {
+    static bool forked;
+    calls_in_child += in_child;
+    if (forked)
+        return;
+    forked = true;
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        in_child = true;
+        poller->ops->after_fork(poller);
+        return;
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void fork_in_buffer(owner *self) { fork_once(self->poller); }
+static void fork_in_closed(owner *self) { fork_once(self->poller); }
+static void fork_in_file_done(owner *self) { fork_once(self->poller); }
+
+static void fork_in_data(owner *self, char *data, ssize_t n) {
+    (void)data;
+    (void)n;
+    fork_once(self->poller);
+}
+
+static void fork_in_accepted(owner *self, int fd) {
+    CHECK(fd >= 0);
+    fork_once(self->poller);
+}
+
+static void fork_in_ready(owner *self, unsigned events) {
+    char byte;
+    CHECK(events == ST_READABLE && read((int)(intptr_t)self->extra, &byte, 1) == 1);
+    fork_once(self->poller);
+}
+
+/* In the child: ends it. The parent's memory of the poller is whole there, and can be given back. */
+static void turned(st_poller *poller, int result) {
+    if (!in_child) {
+        CHECK(result >= 0 || result == -EINTR);
+        return;
+    }
+    CHECK(result < 0);
+    CHECK_EQ(calls_in_child, 0);
+    CHECK(poller->ops->turn(poller, 0, 1, 0) < 0);
+    poller->ops->free(poller);
+    _exit(0);
+}
+
+#define FORKING_TURNS_UNTIL(poller, condition)                                                                        \
+    for (double until_ = now_s() + 10; !(condition);) {                                                               \
+        CHECK(now_s() < until_);                                                                                      \
+        turned(poller, (poller)->ops->turn(poller, 50000000, 1, 0));                                                  \
+    }
+
+static char into[100];
+
+static owner *receiver(st_poller *poller, int fds[2], int mode) {
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->into = into;
+    self->into_bytes = sizeof into;
+    poller->ops->stream_read_start(self->stream, mode);
+    return self;
+}
+
+static void bytes_are_the_parents(int mode, bool in_buffer, size_t n) {
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2];
+    char *data = malloc(n);
+    fill_pattern(data, n, 1);
+    for (int i = 0; i < MANY; i++)
+        all[i] = receiver(poller, fds[i], mode);
+    turn(poller, 0);
+    for (int i = 0; i < MANY; i++) {
+        if (in_buffer)
+            all[i]->on_buffer = fork_in_buffer;
+        else
+            all[i]->on_data = fork_in_data;
+        CHECK(write(fds[i][1], data, n) == (ssize_t)n);
+    }
+    for (int i = 0; i < MANY; i++) {
+        FORKING_TURNS_UNTIL(poller, all[i]->bytes == n);
+        CHECK(memcmp(all[i]->data, data, n) == 0);
+    }
+    for (int i = 0; i < MANY; i++) {
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    free(data);
+    poller->ops->free(poller);
+}
+
+static void test_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 10); }
+static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, false, 1000); }
+static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 200000); }
+static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, true, 1000); }
+
+static void test_accepted(void) {
+    st_poller *poller = new_poller();
+    int port, error, clients[MANY], fd = listen_tcp(&port);
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    CHECK(self->listener != NULL);
+    self->on_accepted = fork_in_accepted;
+    for (int i = 0; i < MANY; i++)
+        clients[i] = connect_tcp(port);
+    CHECK_EQ(poller->ops->listener_start(self->listener, MANY), 0);
+    FORKING_TURNS_UNTIL(poller, self->accepted == MANY);
+    poller->ops->listener_close(self->listener);
+    TURN_UNTIL(poller, self->closed);
+    for (int i = 0; i < MANY; i++) {
+        close(clients[i]);
+        close(self->fds[i]);
+    }
+    free_owner(self);
+    close(fd);
+    poller->ops->free(poller);
+}
+
+static void test_ready(void) {
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2];
+    for (int i = 0; i < MANY; i++) {
+        CHECK(pipe2(fds[i], O_CLOEXEC | O_NONBLOCK) == 0);
+        CHECK(write(fds[i][1], "x", 1) == 1);
+        all[i] = open_watch(poller, fds[i][0], ST_READABLE);
+        all[i]->extra = (void *)(intptr_t)fds[i][0];
+        all[i]->on_ready = fork_in_ready;
+    }
+    for (int i = 0; i < MANY; i++)
+        FORKING_TURNS_UNTIL(poller, all[i]->ready_calls == 1);
+    for (int i = 0; i < MANY; i++) {
+        close_watch(all[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+static void test_closed(void) {
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2];
+    for (int i = 0; i < MANY; i++)
+        all[i] = receiver(poller, fds[i], ST_READ_COPY);
+    for (int i = 0; i < MANY; i++) {
+        all[i]->on_closed = i == 0 ? fork_in_closed : NULL;
+        poller->ops->stream_close(all[i]->stream, 0);
+    }
+    for (int i = 0; i < MANY; i++)
+        FORKING_TURNS_UNTIL(poller, all[i]->closed);
+    for (int i = 0; i < MANY; i++) {
+        free_owner(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+static int peer;
+static int ends_seen_before_return;
+
+static void fork_when_sent(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0);
+    if (rest > 0)
+        return;
+    fork_once(self->poller);
+    struct pollfd end = {.fd = peer, .events = POLLRDHUP};
+    if (!in_child && poll(&end, 1, 0) == 1)
+        ends_seen_before_return++;
+}
+
+/* The end of the connection, that was asked for behind what is sent, does not come from the child. */
+static void test_sent(void) {
+    st_poller *poller = new_poller();
+    enum { BYTES = 4000000 };
+    char *data = malloc(BYTES);
+    fill_pattern(data, BYTES, 2);
+    int fds[2];
+    tcp_pair(fds);
+    peer = fds[1];
+    fcntl(peer, F_SETFL, O_NONBLOCK);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_sent = fork_when_sent;
+    CHECK_EQ(send_bytes(self, data, BYTES), 0);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    size_t got = 0;
+    for (double until = now_s() + 20; now_s() < until;) {
+        char some[65536];
+        ssize_t n = read(peer, some, sizeof some);
+        if (n == 0)
+            break;
+        got += n > 0 ? (size_t)n : 0;
+        turned(poller, poller->ops->turn(poller, 1000000, 1, 0));
+    }
+    CHECK_EQ(got, BYTES);
+    CHECK_EQ(ends_seen_before_return, 0);
+    close_stream(self);
+    close(peer);
+    free(data);
+    poller->ops->free(poller);
+}
+
+static void test_file_done(void) {
+    st_poller *poller = new_poller();
+    if (poller->ops->file_write != NULL) {
+        int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        owner *all[MANY];
+        struct iovec part = {into, sizeof into};
+        for (int i = 0; i < MANY; i++) {
+            all[i] = new_owner(poller);
+            /* Told of as cancelled when the child frees its poller, and not before. */
+            all[i]->on_file_done = i == 0 ? fork_in_file_done : NULL;
+            CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, i * 100, ST_FILE_SYNC, all[i]), 0);
+        }
+        for (int i = 0; i < MANY; i++) {
+            FORKING_TURNS_UNTIL(poller, all[i]->files_done);
+            CHECK_EQ(all[i]->file_result, sizeof into);
+            free_owner(all[i]);
+        }
+        close(fd);
+    }
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {
+        TEST(data),   TEST(data_into), TEST(much_data), TEST(buffer),    TEST(accepted),
+        TEST(ready),  TEST(closed),    TEST(sent),      TEST(file_done),
+    };
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
