@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -245,11 +246,36 @@ static void test_file_done(void) {
     poller->ops->free(poller);
 }
 
+/* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
+static void test_wake_in_the_child(void) {
+    st_poller *poller = new_poller();
+    turn(poller, 0);
+    pid_t child = fork();
+    if (child == 0) {
+        int fds[4];
+        poller->ops->after_fork(poller);
+        for (int i = 0; i < 4; i++)
+            fds[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        CHECK(poller->ops->wake(poller) < 0);
+        for (int i = 0; i < 4; i++) {
+            uint64_t count_;
+            CHECK(read(fds[i], &count_, sizeof count_) < 0 && errno == EAGAIN);
+        }
+        poller->ops->free(poller);
+        for (int i = 0; i < 4; i++)
+            CHECK(close(fds[i]) == 0);
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(data),   TEST(data_into), TEST(much_data), TEST(buffer),    TEST(accepted),
-        TEST(ready),  TEST(closed),    TEST(sent),      TEST(file_done),
+        TEST(ready),  TEST(closed),    TEST(sent),      TEST(file_done), TEST(wake_in_the_child),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -227,6 +227,7 @@ static void after_fork(st_poller *base) {
     poller->forked = 1;
     close(poller->epoll_fd);
     close(poller->wake_fd);
+    poller->epoll_fd = poller->wake_fd = -1; /* others get these numbers, and wake() would write to them */
 }
 
 static void poller_free(st_poller *base) {
