@@ -132,6 +132,34 @@ static void test_short_writes(void) {
     poller->ops->free(poller);
 }
 
+/* Short reads before the end of the file are gone on with, so that they do not look like it. */
+static void test_short_reads(void) {
+    st_poller *poller = new_poller();
+    int fd = scratch_file();
+    char *data = pattern(8), *got = malloc(BYTES);
+    reset_faults();
+    CHECK_EQ(write_file(poller, fd, data, BYTES, 0, 0), BYTES);
+    for (int times = 0; times <= 5; times++) {
+        for (int64_t offset = 0; offset <= 100; offset += 100) {
+            owner *self = new_owner(poller);
+            struct iovec parts[3] = {{got, 10}, {got + 10, 0}, {got + 10, BYTES - 10}};
+            memset(got, 0, BYTES);
+            reset_faults();
+            shorten = times;
+            CHECK_EQ(poller->ops->file_read(poller, fd, parts, 3, offset, self), 0);
+            TURN_UNTIL(poller, self->files_done);
+            CHECK_EQ(self->file_result, BYTES - offset);
+            CHECK(memcmp(got, data + offset, (size_t)(BYTES - offset)) == 0);
+            CHECK_EQ(writes, times + 1 + (offset > 0)); /* one more asks whether it was the end */
+            free_owner(self);
+        }
+    }
+    free(data);
+    free(got);
+    close(fd);
+    poller->ops->free(poller);
+}
+
 static void test_failing_sync(void) {
     st_poller *poller = new_poller();
     int fd = scratch_file();
@@ -321,7 +349,7 @@ static void test_endless_reads(void) {
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
-        TEST(write_sync_read),   TEST(short_writes), TEST(failing_sync),     TEST(really_short_write),
+        TEST(write_sync_read),   TEST(short_writes), TEST(short_reads), TEST(failing_sync),     TEST(really_short_write),
         TEST(many_at_once),      TEST(threads_and_free), TEST(fork),
         TEST(endless_reads),
     };

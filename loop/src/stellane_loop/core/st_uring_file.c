@@ -211,9 +211,15 @@ static bool judge(const st_uring_files *files, file_operation *operation, int64_
     *result = n;
     if (passing(n))
         return ++operation->attempts >= ATTEMPTS_MAX || (operation->kind == FILE_READ && files->ending);
-    if (n < 0 || operation->kind != FILE_WRITE)
+    if (n < 0 || operation->kind == FILE_SYNC)
         return true;
     size_t rest = operation->rest;
+    if (operation->kind == FILE_READ) {
+        /* A short read is the end of the file only when the next one says so. */
+        advance(operation, (size_t)n);
+        *result = (int64_t)operation->done;
+        return n == 0 || operation->rest == 0;
+    }
     if ((size_t)n < rest) {
         /* Whatever the sync said, it was not after the last byte. */
         *result = -EIO;
