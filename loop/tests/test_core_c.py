@@ -109,6 +109,7 @@ def needed(poller: str, uring: str | None) -> None:
     [
         "test_streams",
         "test_sends",
+        "test_urgent",
         "test_quiet",
         "test_listeners",
         "test_watches",

@@ -148,6 +148,8 @@ static void event(st_entry *entry, unsigned events) {
     if (stream->sending && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) send_on(stream);
     if (entry->closed || entry->poller->forked || !(events & ~(unsigned)EPOLLOUT)) return;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) stream->hung_up = 1;
+    /* A receive ends at TCP's urgent mark, whatever there is behind it. */
+    if (events & EPOLLPRI) stream->short_is_drained = 0;
     if (stream->ended) return;
     stream->readable = 1;
     if (stream->reading) read_while_readable(stream);
@@ -174,7 +176,7 @@ st_stream *st_epoll_stream_open(st_poller *poller, int fd, int kind, void *owner
     stream->base = (st_stream){.poller = poller, .owner = owner};
     stream->kind = (uint8_t)kind;
     stream->short_is_drained = (uint8_t)short_receive_drains(fd, kind);
-    *error = st_entry_register(&stream->entry, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+    *error = st_entry_register(&stream->entry, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET);
     if (*error) {
         st_entry_forget(&stream->entry);
         return NULL;
