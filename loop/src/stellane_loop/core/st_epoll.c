@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 enum { SLOTS_FIRST = 64, FDS_FIRST = 64, NS_PER_MS = 1000000, MS_MAX = 24 * 3600 * 1000 };
-#define NS_PER_S 1000000000LL
 
 static uint64_t event_key(const st_epoll *poller, uint32_t slot) {
     return (uint64_t)poller->slots[slot].generation << 32 | slot;
@@ -159,7 +158,7 @@ static void reap(st_epoll *poller) {
 
 static int wait_ns(st_epoll *poller, int64_t timeout_ns) {
     if (timeout_ns > 0 && !poller->no_pwait2) {
-        struct timespec timeout = {timeout_ns / NS_PER_S, timeout_ns % NS_PER_S};
+        struct timespec timeout = {timeout_ns / ST_NS_PER_S, timeout_ns % ST_NS_PER_S};
         long count = syscall(SYS_epoll_pwait2, poller->epoll_fd, poller->events, ST_EPOLL_EVENTS_MAX, &timeout, NULL, 0);
         if (count >= 0 || (errno != ENOSYS && errno != EPERM)) return (int)count;
         poller->no_pwait2 = 1;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "st_epoll.h"
+#include "st_parts.h"
 
 enum { PARTS_INLINE = 4, PARTS_MAX = 1024 /* IOV_MAX, as the kernel's UIO_MAXIOV */ };
 
@@ -106,23 +107,13 @@ static void send_over(epoll_stream *stream) {
 static void advance(epoll_stream *stream, size_t n) {
     stream->rest -= n;
     stream->sent_unreported += n;
-    while (n) {
-        struct iovec *part = &stream->parts[stream->part_first];
-        if (part->iov_len > n) {
-            part->iov_base = (char *)part->iov_base + n;
-            part->iov_len -= n;
-            return;
-        }
-        n -= part->iov_len;
-        stream->part_first++;
-        stream->part_count--;
-    }
+    stream->part_first = st_parts_advance(stream->parts, stream->part_first, stream->part_count, n);
 }
 
 static void send_on(epoll_stream *stream) {
     ssize_t n;
     do {
-        n = send_parts(stream, stream->parts + stream->part_first, stream->part_count);
+        n = send_parts(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
         if (n > 0) advance(stream, (size_t)n);
     } while (n > 0 && stream->rest);
     if (n >= 0 && !stream->sent_unreported) return;

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "st_parts.h"
 #include "st_uring.h"
 #include "st_uring_file.h"
 
@@ -191,25 +192,16 @@ static void submit_queued(st_uring_files *files) {
 static void advance(file_operation *operation, size_t n) {
     operation->rest -= n;
     operation->done += n;
-    while (operation->part_first < operation->part_count) {
-        struct iovec *part = &operation->parts[operation->part_first];
-        if (n < part->iov_len) {
-            part->iov_base = (char *)part->iov_base + n;
-            part->iov_len -= n;
-            return;
-        }
-        n -= part->iov_len;
-        operation->part_first++;
-    }
+    operation->part_first = st_parts_advance(operation->parts, operation->part_first, operation->part_count, n);
 }
 
-static bool passing(int32_t result) { return result == -EINTR || result == -EAGAIN || result == -ECANCELED; }
+static bool to_be_repeated(int32_t result) { return result == -EINTR || result == -EAGAIN || result == -ECANCELED; }
 
 /* What a finished attempt means. True: over, with *result. False: there is more to do. */
 static bool judge(const st_uring_files *files, file_operation *operation, int64_t *result) {
     int32_t n = operation->kind == FILE_SYNC ? operation->sync_result : operation->result;
     *result = n;
-    if (passing(n))
+    if (to_be_repeated(n))
         return ++operation->attempts >= ATTEMPTS_MAX || (operation->kind == FILE_READ && files->ending);
     if (n < 0 || operation->kind == FILE_SYNC)
         return true;
@@ -231,7 +223,7 @@ static bool judge(const st_uring_files *files, file_operation *operation, int64_
         return true;
     *result = operation->sync_result;
     /* Canceled or interrupted: the whole of it once more, bytes included. */
-    return !passing(operation->sync_result) || ++operation->attempts >= ATTEMPTS_MAX;
+    return !to_be_repeated(operation->sync_result) || ++operation->attempts >= ATTEMPTS_MAX;
 }
 
 static uint64_t name_of(const st_ops *ops, uint32_t index) { return (uint64_t)ops->slots[index].generation << 32 | index; }
