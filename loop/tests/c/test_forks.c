@@ -85,7 +85,9 @@ static owner *receiver(st_poller *poller, int fds[2], int mode) {
     return self;
 }
 
-static void bytes_are_the_parents(int mode, bool in_buffer, size_t n) {
+enum { IN_DATA, IN_BUFFER };
+
+static void bytes_are_the_parents(int mode, int where, bool kept, size_t n) {
     st_poller *poller = new_poller();
     owner *all[MANY];
     int fds[MANY][2];
@@ -95,12 +97,18 @@ static void bytes_are_the_parents(int mode, bool in_buffer, size_t n) {
         all[i] = receiver(poller, fds[i], mode);
     turn(poller, 0);
     for (int i = 0; i < MANY; i++) {
-        if (in_buffer)
+        if (where == IN_BUFFER)
             all[i]->on_buffer = fork_in_buffer;
         else
             all[i]->on_data = fork_in_data;
+        if (kept)
+            poller->ops->stream_read_stop(all[i]->stream);
         CHECK(write(fds[i][1], data, n) == (ssize_t)n);
     }
+    for (int i = 0; kept && i < 5; i++)
+        turn(poller, 10);
+    for (int i = 0; kept && i < MANY; i++)
+        poller->ops->stream_read_start(all[i]->stream, mode);
     for (int i = 0; i < MANY; i++) {
         FORKING_TURNS_UNTIL(poller, all[i]->bytes == n);
         CHECK(memcmp(all[i]->data, data, n) == 0);
@@ -113,10 +121,12 @@ static void bytes_are_the_parents(int mode, bool in_buffer, size_t n) {
     poller->ops->free(poller);
 }
 
-static void test_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 10); }
-static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, false, 1000); }
-static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 200000); }
-static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, true, 1000); }
+static void test_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, false, 10); }
+static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, IN_DATA, false, 1000); }
+static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, false, 200000); }
+static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, IN_BUFFER, false, 1000); }
+static void test_kept_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, true, 10); }
+static void test_kept_data_into(void) { bytes_are_the_parents(ST_READ_INTO, IN_DATA, true, 1000); }
 
 static void test_accepted(void) {
     st_poller *poller = new_poller();
@@ -168,7 +178,7 @@ static void test_closed(void) {
     for (int i = 0; i < MANY; i++)
         all[i] = receiver(poller, fds[i], ST_READ_COPY);
     for (int i = 0; i < MANY; i++) {
-        all[i]->on_closed = i == 0 ? fork_in_closed : NULL;
+        all[i]->on_closed = fork_in_closed;
         poller->ops->stream_close(all[i]->stream, 0);
     }
     for (int i = 0; i < MANY; i++)
@@ -232,8 +242,7 @@ static void test_file_done(void) {
         struct iovec part = {into, sizeof into};
         for (int i = 0; i < MANY; i++) {
             all[i] = new_owner(poller);
-            /* Told of as cancelled when the child frees its poller, and not before. */
-            all[i]->on_file_done = i == 0 ? fork_in_file_done : NULL;
+            all[i]->on_file_done = fork_in_file_done;
             CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, i * 100, ST_FILE_SYNC, all[i]), 0);
         }
         for (int i = 0; i < MANY; i++) {
@@ -274,7 +283,8 @@ static void test_wake_in_the_child(void) {
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
-        TEST(data),   TEST(data_into), TEST(much_data), TEST(buffer),    TEST(accepted),
+        TEST(data),      TEST(data_into),      TEST(much_data), TEST(buffer),
+        TEST(kept_data), TEST(kept_data_into), TEST(accepted),
         TEST(ready),  TEST(closed),    TEST(sent),      TEST(file_done), TEST(wake_in_the_child),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
