@@ -10,7 +10,7 @@
 
 #include "harness.h"
 
-enum { MANY = 4 };
+enum { MANY = 6 };
 
 static bool in_child;
 static int calls_in_child;
@@ -38,9 +38,18 @@ static void fork_in_buffer(owner *self) { fork_once(self->poller); }
 static void fork_in_closed(owner *self) { fork_once(self->poller); }
 static void fork_in_file_done(owner *self) { fork_once(self->poller); }
 
+static void stop_reading(owner *self, char *data, ssize_t n) {
+    (void)data;
+    (void)n;
+    self->poller->ops->stream_read_stop(self->stream);
+}
+
 static void fork_in_data(owner *self, char *data, ssize_t n) {
     (void)data;
     (void)n;
+    if (self->extra != NULL) /* more is there when the callback returns */
+        CHECK(write((int)(intptr_t)self->extra, "more", 4) == 4);
+    self->extra = NULL;
     fork_once(self->poller);
 }
 
@@ -85,9 +94,7 @@ static owner *receiver(st_poller *poller, int fds[2], int mode) {
     return self;
 }
 
-enum { IN_DATA, IN_BUFFER };
-
-static void bytes_are_the_parents(int mode, int where, bool kept, size_t n) {
+static void bytes_are_the_parents(int mode, bool in_buffer, size_t n) {
     st_poller *poller = new_poller();
     owner *all[MANY];
     int fds[MANY][2];
@@ -97,18 +104,12 @@ static void bytes_are_the_parents(int mode, int where, bool kept, size_t n) {
         all[i] = receiver(poller, fds[i], mode);
     turn(poller, 0);
     for (int i = 0; i < MANY; i++) {
-        if (where == IN_BUFFER)
+        if (in_buffer)
             all[i]->on_buffer = fork_in_buffer;
         else
             all[i]->on_data = fork_in_data;
-        if (kept)
-            poller->ops->stream_read_stop(all[i]->stream);
         CHECK(write(fds[i][1], data, n) == (ssize_t)n);
     }
-    for (int i = 0; kept && i < 5; i++)
-        turn(poller, 10);
-    for (int i = 0; kept && i < MANY; i++)
-        poller->ops->stream_read_start(all[i]->stream, mode);
     for (int i = 0; i < MANY; i++) {
         FORKING_TURNS_UNTIL(poller, all[i]->bytes == n);
         CHECK(memcmp(all[i]->data, data, n) == 0);
@@ -121,23 +122,67 @@ static void bytes_are_the_parents(int mode, int where, bool kept, size_t n) {
     poller->ops->free(poller);
 }
 
-static void test_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, false, 10); }
-static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, IN_DATA, false, 1000); }
-static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, false, 200000); }
-static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, IN_BUFFER, false, 1000); }
-static void test_kept_data(void) { bytes_are_the_parents(ST_READ_COPY, IN_DATA, true, 10); }
-static void test_kept_data_into(void) { bytes_are_the_parents(ST_READ_INTO, IN_DATA, true, 1000); }
+static void test_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 10); }
+static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, false, 1000); }
+static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 200000); }
+static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, true, 1000); }
 
-static void test_accepted(void) {
+/* Bytes that waited for their owner to read again. */
+static void test_kept_data(void) {
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2];
+    char data[1000];
+    fill_pattern(data, sizeof data, 1);
+    for (int i = 0; i < MANY; i++) {
+        all[i] = receiver(poller, fds[i], ST_READ_INTO);
+        all[i]->on_data = stop_reading;
+        CHECK(write(fds[i][1], data, sizeof data) == sizeof data);
+    }
+    for (int i = 0; i < MANY; i++)
+        TURN_UNTIL(poller, all[i]->bytes == sizeof into);
+    for (int i = 0; i < MANY; i++) {
+        all[i]->on_data = fork_in_data;
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_INTO);
+    }
+    for (int i = 0; i < MANY; i++) {
+        FORKING_TURNS_UNTIL(poller, all[i]->bytes == sizeof data);
+        CHECK(memcmp(all[i]->data, data, sizeof data) == 0);
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* Where one receive does not tell that all was received. */
+static void test_more_data(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    unix_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_data = fork_in_data;
+    self->extra = (void *)(intptr_t)fds[1];
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 0);
+    CHECK(write(fds[1], "some", 4) == 4);
+    FORKING_TURNS_UNTIL(poller, self->bytes == 8);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+static void connections_are_the_parents(int a_turn) {
     st_poller *poller = new_poller();
     int port, error, clients[MANY], fd = listen_tcp(&port);
     owner *self = new_owner(poller);
     self->listener = poller->ops->listener_open(poller, fd, self, &error);
     CHECK(self->listener != NULL);
-    self->on_accepted = fork_in_accepted;
     for (int i = 0; i < MANY; i++)
         clients[i] = connect_tcp(port);
-    CHECK_EQ(poller->ops->listener_start(self->listener, MANY), 0);
+    CHECK_EQ(poller->ops->listener_start(self->listener, (unsigned)a_turn), 0);
+    if (a_turn < MANY)
+        TURN_UNTIL(poller, self->accepted > 0);
+    self->on_accepted = fork_in_accepted;
     FORKING_TURNS_UNTIL(poller, self->accepted == MANY);
     poller->ops->listener_close(self->listener);
     TURN_UNTIL(poller, self->closed);
@@ -150,17 +195,29 @@ static void test_accepted(void) {
     poller->ops->free(poller);
 }
 
-static void test_ready(void) {
+static void test_accepted(void) { connections_are_the_parents(MANY); }
+static void test_kept_accepted(void) { connections_are_the_parents(2); }
+
+static void watches_are_the_parents(unsigned first, unsigned then) {
     st_poller *poller = new_poller();
-    owner *all[MANY];
+    owner *all[MANY], *endless = new_owner(poller);
+    uint64_t counted;
+    struct iovec part = {&counted, sizeof counted};
+    int event = eventfd(0, EFD_CLOEXEC);
+    if (poller->ops->file_read != NULL) /* in flight all the time: the ring of files is not the child's either */
+        CHECK_EQ(poller->ops->file_read(poller, event, &part, 1, 0, endless), 0);
     int fds[MANY][2];
     for (int i = 0; i < MANY; i++) {
         CHECK(pipe2(fds[i], O_CLOEXEC | O_NONBLOCK) == 0);
         CHECK(write(fds[i][1], "x", 1) == 1);
-        all[i] = open_watch(poller, fds[i][0], ST_READABLE);
+        all[i] = open_watch(poller, fds[i][0], first);
         all[i]->extra = (void *)(intptr_t)fds[i][0];
         all[i]->on_ready = fork_in_ready;
     }
+    for (int i = 0; then && i < 5; i++)
+        turn(poller, 5);
+    for (int i = 0; then && i < MANY; i++)
+        CHECK_EQ(poller->ops->watch_set(all[i]->watch, then), 0);
     for (int i = 0; i < MANY; i++)
         FORKING_TURNS_UNTIL(poller, all[i]->ready_calls == 1);
     for (int i = 0; i < MANY; i++) {
@@ -169,7 +226,12 @@ static void test_ready(void) {
         close(fds[i][1]);
     }
     poller->ops->free(poller);
+    free_owner(endless);
+    close(event);
 }
+
+static void test_ready(void) { watches_are_the_parents(ST_READABLE, 0); }
+static void test_kept_ready(void) { watches_are_the_parents(ST_ONCE, ST_ONCE | ST_READABLE); }
 
 static void test_closed(void) {
     st_poller *poller = new_poller();
@@ -191,19 +253,32 @@ static void test_closed(void) {
 }
 
 static int peer;
-static int ends_seen_before_return;
+static size_t peer_got;
+static bool end_came_from_the_child;
+
+static void count_in_child(owner *self, char *data, ssize_t n) {
+    (void)self;
+    (void)data;
+    (void)n;
+    calls_in_child += in_child;
+}
 
 static void fork_when_sent(owner *self, ssize_t n, size_t rest) {
     CHECK(n > 0);
     if (rest > 0)
         return;
     fork_once(self->poller);
-    struct pollfd end = {.fd = peer, .events = POLLRDHUP};
-    if (!in_child && poll(&end, 1, 0) == 1)
-        ends_seen_before_return++;
+    struct pollfd more = {.fd = peer, .events = POLLIN};
+    while (!in_child && !end_came_from_the_child && poll(&more, 1, 200) == 1) {
+        char some[65536];
+        ssize_t got = read(peer, some, sizeof some);
+        peer_got += got > 0 ? (size_t)got : 0;
+        end_came_from_the_child = got == 0;
+    }
 }
 
-/* The end of the connection, that was asked for behind what is sent, does not come from the child. */
+/* The end of the connection, asked for behind what is sent, does not come from the child; nor does it receive what
+ * arrived meanwhile. */
 static void test_sent(void) {
     st_poller *poller = new_poller();
     enum { BYTES = 4000000 };
@@ -215,22 +290,50 @@ static void test_sent(void) {
     fcntl(peer, F_SETFL, O_NONBLOCK);
     owner *self = open_stream(poller, fds[0], ST_SOCKET);
     self->on_sent = fork_when_sent;
+    self->on_data = count_in_child;
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
     CHECK_EQ(send_bytes(self, data, BYTES), 0);
     CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
-    size_t got = 0;
     for (double until = now_s() + 20; now_s() < until;) {
         char some[65536];
         ssize_t n = read(peer, some, sizeof some);
         if (n == 0)
             break;
-        got += n > 0 ? (size_t)n : 0;
+        peer_got += n > 0 ? (size_t)n : 0;
+        if (peer_got < BYTES)
+            CHECK(write(peer, "x", 1) == 1);
         turned(poller, poller->ops->turn(poller, 1000000, 1, 0));
     }
-    CHECK_EQ(got, BYTES);
-    CHECK_EQ(ends_seen_before_return, 0);
+    CHECK_EQ(peer_got, BYTES);
+    CHECK(!end_came_from_the_child);
     close_stream(self);
     close(peer);
     free(data);
+    poller->ops->free(poller);
+}
+
+static void fork_in_sent(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0 && rest == 0);
+    fork_once(self->poller);
+}
+
+static void test_many_sent(void) {
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2];
+    bool taken[MANY];
+    char got[10];
+    for (int i = 0; i < MANY; i++) {
+        all[i] = receiver(poller, fds[i], ST_READ_COPY);
+        all[i]->on_sent = fork_in_sent;
+        taken[i] = send_bytes(all[i], "0123456789", sizeof got) == 0;
+    }
+    for (int i = 0; i < MANY; i++) {
+        FORKING_TURNS_UNTIL(poller, !taken[i] || all[i]->sends_over == 1);
+        read_exactly(fds[i][1], got, sizeof got);
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
     poller->ops->free(poller);
 }
 
@@ -243,7 +346,7 @@ static void test_file_done(void) {
         for (int i = 0; i < MANY; i++) {
             all[i] = new_owner(poller);
             all[i]->on_file_done = fork_in_file_done;
-            CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, i * 100, ST_FILE_SYNC, all[i]), 0);
+            CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, i * 100, 0, all[i]), 0);
         }
         for (int i = 0; i < MANY; i++) {
             FORKING_TURNS_UNTIL(poller, all[i]->files_done);
@@ -283,9 +386,9 @@ static void test_wake_in_the_child(void) {
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
-        TEST(data),      TEST(data_into),      TEST(much_data), TEST(buffer),
-        TEST(kept_data), TEST(kept_data_into), TEST(accepted),
-        TEST(ready),  TEST(closed),    TEST(sent),      TEST(file_done), TEST(wake_in_the_child),
+        TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
+        TEST(more_data), TEST(accepted),      TEST(kept_accepted), TEST(ready),  TEST(kept_ready),
+        TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

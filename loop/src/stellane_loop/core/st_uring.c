@@ -127,7 +127,7 @@ static void dispatch(st_uring *poller, const st_uring_cqe *cqe) {
 }
 
 static void dispatch_ready(st_uring *poller) {
-    unsigned ready = st_ring_ready(&poller->ring);
+    unsigned ready = poller->forked ? 0 : st_ring_ready(&poller->ring);
     poller->turn_events = ready;
     poller->counted.events += ready;
     for (unsigned i = 0; i < ready && !poller->forked; i++) {
@@ -141,7 +141,7 @@ static void dispatch_ready(st_uring *poller) {
 static void deliver_due(st_uring *poller) {
     st_unit_list due = poller->due;
     poller->due = (st_unit_list){0};
-    for (st_unit *unit = due.first, *next; unit != NULL && !poller->forked; unit = next) {
+    for (st_unit *unit = due.first, *next; unit != NULL; unit = next) {
         next = unit->due_next;
         unit->due = false;
         if (unit->closing)
