@@ -35,8 +35,26 @@ static void fork_once(st_poller *poller) {
 }
 
 static void fork_in_buffer(owner *self) { fork_once(self->poller); }
+static void count_in_child(owner *self) {
+    (void)self;
+    calls_in_child += in_child;
+}
+
 static void fork_in_closed(owner *self) { fork_once(self->poller); }
-static void fork_in_file_done(owner *self) { fork_once(self->poller); }
+
+static int file_fd;
+static owner *another;
+static char into[100];
+
+/* With one more operation that waits to be submitted. */
+static void fork_in_file_done(owner *self) {
+    struct iovec part = {into, sizeof into};
+    if (another == NULL) {
+        another = new_owner(self->poller);
+        CHECK_EQ(self->poller->ops->file_write(self->poller, file_fd, &part, 1, 0, 0, another), 0);
+    }
+    fork_once(self->poller);
+}
 
 static void stop_reading(owner *self, char *data, ssize_t n) {
     (void)data;
@@ -83,8 +101,6 @@ static void turned(st_poller *poller, int result) {
         turned(poller, (poller)->ops->turn(poller, 50000000, 1, 0));                                                  \
     }
 
-static char into[100];
-
 static owner *receiver(st_poller *poller, int fds[2], int mode) {
     tcp_pair(fds);
     owner *self = open_stream(poller, fds[0], ST_SOCKET);
@@ -127,8 +143,8 @@ static void test_data_into(void) { bytes_are_the_parents(ST_READ_INTO, false, 10
 static void test_much_data(void) { bytes_are_the_parents(ST_READ_COPY, false, 200000); }
 static void test_buffer(void) { bytes_are_the_parents(ST_READ_INTO, true, 1000); }
 
-/* Bytes that waited for their owner to read again. */
-static void test_kept_data(void) {
+/* Bytes, and the end behind them, that waited for their owner to read again. */
+static void kept_data_is_the_parents(int mode) {
     st_poller *poller = new_poller();
     owner *all[MANY];
     int fds[MANY][2];
@@ -137,22 +153,27 @@ static void test_kept_data(void) {
     for (int i = 0; i < MANY; i++) {
         all[i] = receiver(poller, fds[i], ST_READ_INTO);
         all[i]->on_data = stop_reading;
-        CHECK(write(fds[i][1], data, sizeof data) == sizeof data);
+        CHECK(write(fds[i][1], data, sizeof data) == sizeof data && shutdown(fds[i][1], SHUT_WR) == 0);
     }
     for (int i = 0; i < MANY; i++)
         TURN_UNTIL(poller, all[i]->bytes == sizeof into);
     for (int i = 0; i < MANY; i++) {
         all[i]->on_data = fork_in_data;
-        poller->ops->stream_read_start(all[i]->stream, ST_READ_INTO);
+        all[i]->on_buffer = count_in_child;
+        poller->ops->stream_read_start(all[i]->stream, mode);
     }
     for (int i = 0; i < MANY; i++) {
-        FORKING_TURNS_UNTIL(poller, all[i]->bytes == sizeof data);
+        FORKING_TURNS_UNTIL(poller, all[i]->ended);
+        CHECK_EQ(all[i]->bytes, sizeof data);
         CHECK(memcmp(all[i]->data, data, sizeof data) == 0);
         close_stream(all[i]);
         close(fds[i][1]);
     }
     poller->ops->free(poller);
 }
+
+static void test_kept_data(void) { kept_data_is_the_parents(ST_READ_COPY); }
+static void test_kept_data_into(void) { kept_data_is_the_parents(ST_READ_INTO); }
 
 /* Where one receive does not tell that all was received. */
 static void test_more_data(void) {
@@ -256,11 +277,10 @@ static int peer;
 static size_t peer_got;
 static bool end_came_from_the_child;
 
-static void count_in_child(owner *self, char *data, ssize_t n) {
-    (void)self;
+static void count_data(owner *self, char *data, ssize_t n) {
     (void)data;
     (void)n;
-    calls_in_child += in_child;
+    count_in_child(self);
 }
 
 static void fork_when_sent(owner *self, ssize_t n, size_t rest) {
@@ -290,7 +310,7 @@ static void test_sent(void) {
     fcntl(peer, F_SETFL, O_NONBLOCK);
     owner *self = open_stream(poller, fds[0], ST_SOCKET);
     self->on_sent = fork_when_sent;
-    self->on_data = count_in_child;
+    self->on_data = count_data;
     poller->ops->stream_read_start(self->stream, ST_READ_COPY);
     CHECK_EQ(send_bytes(self, data, BYTES), 0);
     CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
@@ -340,20 +360,22 @@ static void test_many_sent(void) {
 static void test_file_done(void) {
     st_poller *poller = new_poller();
     if (poller->ops->file_write != NULL) {
-        int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        file_fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         owner *all[MANY];
         struct iovec part = {into, sizeof into};
         for (int i = 0; i < MANY; i++) {
             all[i] = new_owner(poller);
             all[i]->on_file_done = fork_in_file_done;
-            CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, i * 100, 0, all[i]), 0);
+            CHECK_EQ(poller->ops->file_write(poller, file_fd, &part, 1, i * 100, 0, all[i]), 0);
         }
         for (int i = 0; i < MANY; i++) {
             FORKING_TURNS_UNTIL(poller, all[i]->files_done);
             CHECK_EQ(all[i]->file_result, sizeof into);
             free_owner(all[i]);
         }
-        close(fd);
+        TURN_UNTIL(poller, another->files_done);
+        free_owner(another);
+        close(file_fd);
     }
     poller->ops->free(poller);
 }
@@ -387,7 +409,7 @@ static void test_wake_in_the_child(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
-        TEST(more_data), TEST(accepted),      TEST(kept_accepted), TEST(ready),  TEST(kept_ready),
+        TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
