@@ -105,7 +105,18 @@ def needed(poller: str, uring: str | None) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("poller", ["epoll", "io_uring"])
 @pytest.mark.parametrize(
-    "program", ["test_streams", "test_sends", "test_quiet", "test_listeners", "test_watches", "test_spin", "test_life"]
+    "program",
+    [
+        "test_streams",
+        "test_sends",
+        "test_urgent",
+        "test_quiet",
+        "test_listeners",
+        "test_watches",
+        "test_spin",
+        "test_life",
+        "test_forks",
+    ],
 )
 def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Both pollers do the same, seen through the seam."""

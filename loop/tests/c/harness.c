@@ -48,6 +48,8 @@ static int on_buffer(void *at, char **data, size_t *length) {
         return 1;
     *data = self->into;
     *length = self->into_bytes;
+    if (self->on_buffer)
+        self->on_buffer(self);
     return 0;
 }
 
@@ -112,6 +114,8 @@ static void on_file_done(void *at, int64_t result) {
     owner *self = at;
     self->files_done++;
     self->file_result = result;
+    if (self->on_file_done)
+        self->on_file_done(self);
 }
 
 static void on_closed(void *at) {

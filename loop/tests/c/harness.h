@@ -47,10 +47,12 @@ struct owner {
     char *into; /* where ST_READ_INTO goes */
     size_t into_bytes;
     int buffer_calls, refuse_buffer;
+    void (*on_buffer)(owner *);
     void (*on_data)(owner *, char *, ssize_t);
     void (*on_sent)(owner *, ssize_t, size_t);
     void (*on_accepted)(owner *, int);
     void (*on_ready)(owner *, unsigned);
+    void (*on_file_done)(owner *);
     void (*on_closed)(owner *);
 };
 

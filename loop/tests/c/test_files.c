@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -127,6 +128,34 @@ static void test_short_writes(void) {
         CHECK_EQ(syncs, 0);
     }
     free(data);
+    close(fd);
+    poller->ops->free(poller);
+}
+
+/* Short reads before the end of the file are gone on with, so that they do not look like it. */
+static void test_short_reads(void) {
+    st_poller *poller = new_poller();
+    int fd = scratch_file();
+    char *data = pattern(8), *got = malloc(BYTES);
+    reset_faults();
+    CHECK_EQ(write_file(poller, fd, data, BYTES, 0, 0), BYTES);
+    for (int times = 0; times <= 5; times++) {
+        for (int64_t offset = 0; offset <= 100; offset += 100) {
+            owner *self = new_owner(poller);
+            struct iovec parts[3] = {{got, 10}, {got + 10, 0}, {got + 10, BYTES - 10}};
+            memset(got, 0, BYTES);
+            reset_faults();
+            shorten = times;
+            CHECK_EQ(poller->ops->file_read(poller, fd, parts, 3, offset, self), 0);
+            TURN_UNTIL(poller, self->files_done);
+            CHECK_EQ(self->file_result, BYTES - offset);
+            CHECK(memcmp(got, data + offset, (size_t)(BYTES - offset)) == 0);
+            CHECK_EQ(writes, times + 1 + (offset > 0)); /* one more asks whether it was the end */
+            free_owner(self);
+        }
+    }
+    free(data);
+    free(got);
     close(fd);
     poller->ops->free(poller);
 }
@@ -291,11 +320,38 @@ static void test_fork(void) {
     poller->ops->free(poller);
 }
 
+/* What has no offsets is refused; what has none and does not say so is no obstacle to the end of the poller. */
+static void test_endless_reads(void) {
+    st_poller *poller = new_poller();
+    int fds[2], event = eventfd(0, EFD_CLOEXEC), fd = scratch_file();
+    uint64_t count_;
+    struct iovec part = {&count_, sizeof count_};
+    owner *self = new_owner(poller), *other = new_owner(poller);
+    CHECK(pipe2(fds, O_CLOEXEC) == 0);
+    CHECK_EQ(poller->ops->file_read(poller, fds[0], &part, 1, 0, self), -ESPIPE);
+    CHECK_EQ(poller->ops->file_write(poller, fds[1], &part, 1, 0, 0, self), -ESPIPE);
+    CHECK_EQ(poller->ops->file_read(poller, event, &part, 1, 0, self), 0);
+    turn(poller, 0);
+    CHECK_EQ(poller->ops->file_write(poller, fd, &part, 1, 0, ST_FILE_SYNC, other), 0);
+    turn(poller, 0);
+    poller->ops->free(poller);
+    CHECK_EQ(self->files_done, 1);
+    CHECK(self->file_result == -ECANCELED || self->file_result == -EINTR);
+    CHECK_EQ(other->file_result, sizeof count_);
+    free_owner(self);
+    free_owner(other);
+    close(fds[0]);
+    close(fds[1]);
+    close(event);
+    close(fd);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
-        TEST(write_sync_read),   TEST(short_writes), TEST(failing_sync),     TEST(really_short_write),
+        TEST(write_sync_read),   TEST(short_writes), TEST(short_reads), TEST(failing_sync),     TEST(really_short_write),
         TEST(many_at_once),      TEST(threads_and_free), TEST(fork),
+        TEST(endless_reads),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

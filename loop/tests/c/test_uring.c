@@ -359,6 +359,25 @@ static void test_waits_for_more(void) {
     poller->ops->free(poller);
 }
 
+static void *wake_late(void *poller) {
+    usleep(200000);
+    CHECK_EQ(((st_poller *)poller)->ops->wake(poller), 0);
+    return NULL;
+}
+
+/* A wish for more is no limit where there is none: nothing comes, and the turn sleeps. */
+static void test_waits_for_more_without_a_limit(void) {
+    st_poller *poller = new_poller();
+    turn(poller, 0);
+    pthread_t thread;
+    double begin = now_s();
+    pthread_create(&thread, NULL, wake_late, poller);
+    poller->ops->turn(poller, -1, 5, 1000000);
+    CHECK(now_s() - begin > 0.1);
+    pthread_join(thread, NULL);
+    poller->ops->free(poller);
+}
+
 /* Kernels that know less: the same poller on each rung of the ladder, and a refusal where there is none. */
 static void test_older_kernels(void) {
     const unsigned refused[] = {0, ST_SETUP_NO_SQARRAY, ST_SETUP_NO_SQARRAY | ST_SETUP_DEFER_TASKRUN,
@@ -467,7 +486,8 @@ int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(starved),        TEST(starved_in_order), TEST(slow_clients),  TEST(tiny_rings), TEST(wake_after_overflow),
         TEST(lost_completion), TEST(flood_of_connections),
-        TEST(system_calls_saved), TEST(settle), TEST(blocked_sends_sleep), TEST(large_buffers), TEST(waits_for_more), TEST(older_kernels),
+        TEST(system_calls_saved), TEST(settle), TEST(blocked_sends_sleep), TEST(large_buffers), TEST(waits_for_more),
+        TEST(waits_for_more_without_a_limit), TEST(older_kernels),
         TEST(restrictions),   TEST(nothing_shared_after_fork), TEST(operation_names), TEST(bad_arguments),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

@@ -1,6 +1,7 @@
 /* Readiness of descriptors, the same for every poller: argv[1] names it. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -239,6 +240,55 @@ static void test_late_event_of_a_shared_file(void) {
     poller->ops->free(poller);
 }
 
+static void send_to_nobody(int fd, struct sockaddr *nobody, socklen_t bytes) {
+    CHECK(connect(fd, nobody, bytes) == 0);
+    CHECK(send(fd, "x", 1, 0) == 1);
+}
+
+/* An error is over once it was read. Who then waits for bytes sleeps until there are some. */
+static void test_an_error_passes(void) {
+    st_poller *poller = new_poller();
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof address;
+    char byte;
+    int gone = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK(bind(gone, (struct sockaddr *)&address, sizeof address) == 0);
+    CHECK(getsockname(gone, (struct sockaddr *)&address, &bytes) == 0);
+    close(gone);
+    owner *self = open_watch(poller, fd, ST_READABLE | ST_ONCE);
+    turn(poller, 0);
+    send_to_nobody(fd, (struct sockaddr *)&address, bytes);
+    TURN_UNTIL(poller, self->ready_calls == 1);
+    CHECK(recv(fd, &byte, 1, MSG_DONTWAIT) < 0 && errno == ECONNREFUSED);
+    for (int i = 0; i < 5; i++) {
+        CHECK_EQ(poller->ops->watch_set(self->watch, ST_READABLE | ST_ONCE), 0);
+        turn(poller, 5);
+    }
+    CHECK_EQ(self->ready_calls, 1);
+    send_to_nobody(fd, (struct sockaddr *)&address, bytes);
+    TURN_UNTIL(poller, self->ready_calls == 2);
+    close_watch(self);
+    close(fd);
+    poller->ops->free(poller);
+}
+
+/* A hang-up stays, and is told to everybody who asks. */
+static void test_a_hang_up_stays(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    unix_pair(fds);
+    owner *self = open_watch(poller, fds[0], ST_READABLE | ST_ONCE);
+    turn(poller, 0);
+    close(fds[1]);
+    for (int asked = 1; asked <= 5; asked++) {
+        TURN_UNTIL(poller, self->ready_calls == asked);
+        CHECK_EQ(poller->ops->watch_set(self->watch, ST_READABLE | ST_ONCE), 0);
+    }
+    close_watch(self);
+    close(fds[0]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -250,6 +300,8 @@ int main(int argc, char **argv) {
         TEST(taken_back_without_a_turn),
         TEST(closed_in_the_turn_of_its_event),
         TEST(late_event_of_a_shared_file),
+        TEST(an_error_passes),
+        TEST(a_hang_up_stays),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

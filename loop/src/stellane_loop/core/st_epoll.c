@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 enum { SLOTS_FIRST = 64, FDS_FIRST = 64, NS_PER_MS = 1000000, MS_MAX = 24 * 3600 * 1000 };
-#define NS_PER_S 1000000000LL
 
 static uint64_t event_key(const st_epoll *poller, uint32_t slot) {
     return (uint64_t)poller->slots[slot].generation << 32 | slot;
@@ -148,7 +147,7 @@ static void end(st_entry *entry) {
 }
 
 static void reap(st_epoll *poller) {
-    for (size_t count = poller->closing.count; count; count--) {
+    for (size_t count = poller->closing.count; count && !poller->forked; count--) {
         st_entry *entry = st_queue_pop(&poller->closing);
         if (entry->queued) /* the again queue still points to it */
             st_queue_push(&poller->closing, entry);
@@ -159,7 +158,7 @@ static void reap(st_epoll *poller) {
 
 static int wait_ns(st_epoll *poller, int64_t timeout_ns) {
     if (timeout_ns > 0 && !poller->no_pwait2) {
-        struct timespec timeout = {timeout_ns / NS_PER_S, timeout_ns % NS_PER_S};
+        struct timespec timeout = {timeout_ns / ST_NS_PER_S, timeout_ns % ST_NS_PER_S};
         long count = syscall(SYS_epoll_pwait2, poller->epoll_fd, poller->events, ST_EPOLL_EVENTS_MAX, &timeout, NULL, 0);
         if (count >= 0 || (errno != ENOSYS && errno != EPERM)) return (int)count;
         poller->no_pwait2 = 1;
@@ -198,20 +197,21 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     if (error) return -error;
     size_t again = poller->again.count;
     poller->counted.events += (uint64_t)count;
-    for (int i = 0; i < count; i++) {
+    /* A callback may return in a forked child: what else there is belongs to the parent. */
+    for (int i = 0; i < count && !poller->forked; i++) {
         uint64_t key = poller->events[i].data.u64;
         st_slot *slot = &poller->slots[(uint32_t)key];
         /* An object closed by an earlier callback of this turn is only freed at its end. */
         if (slot->entry && slot->generation == key >> 32 && !slot->entry->closed)
             slot->entry->event(slot->entry, poller->events[i].events);
     }
-    while (again--) {
+    while (again-- && !poller->forked) {
         st_entry *entry = st_queue_pop(&poller->again);
         entry->queued = 0;
         if (!entry->closed) entry->again(entry);
     }
     reap(poller);
-    return poller->callbacks;
+    return poller->forked ? -ECANCELED : poller->callbacks;
 }
 
 static int wake(st_poller *base) {
@@ -226,6 +226,7 @@ static void after_fork(st_poller *base) {
     poller->forked = 1;
     close(poller->epoll_fd);
     close(poller->wake_fd);
+    poller->epoll_fd = poller->wake_fd = -1; /* others get these numbers, and wake() would write to them */
 }
 
 static void poller_free(st_poller *base) {

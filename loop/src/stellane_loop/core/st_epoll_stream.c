@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "st_epoll.h"
+#include "st_parts.h"
 
 enum { PARTS_INLINE = 4, PARTS_MAX = 1024 /* IOV_MAX, as the kernel's UIO_MAXIOV */ };
 
@@ -59,7 +60,7 @@ static void read_while_readable(epoll_stream *stream) {
             poller->callbacks++;
             int stop = sink_of(stream)->stream_buffer(stream->base.owner, &at, &len);
             if (stop) stream->reading = 0;
-            if (stream->entry.closed || !stream->reading) return;
+            if (stream->entry.closed || !stream->reading || poller->forked) return;
         }
         ssize_t n = receive(stream, at, len);
         if (n == -EAGAIN) {
@@ -68,7 +69,7 @@ static void read_while_readable(epoll_stream *stream) {
         }
         if (n > 0 && (size_t)n < len && stream->short_is_drained && !stream->hung_up) stream->readable = 0;
         tell_data(stream, at, n);
-        if (stream->entry.closed || !stream->reading || !stream->readable) return;
+        if (stream->entry.closed || !stream->reading || !stream->readable || poller->forked) return;
         /* A fast sender waits for its next turn, so that others get theirs; and an end of file is told a turn
          * after the last bytes, so that their owner has been able to act on them. */
         if ((size_t)n == len || stream->hung_up) break;
@@ -106,23 +107,13 @@ static void send_over(epoll_stream *stream) {
 static void advance(epoll_stream *stream, size_t n) {
     stream->rest -= n;
     stream->sent_unreported += n;
-    while (n) {
-        struct iovec *part = &stream->parts[stream->part_first];
-        if (part->iov_len > n) {
-            part->iov_base = (char *)part->iov_base + n;
-            part->iov_len -= n;
-            return;
-        }
-        n -= part->iov_len;
-        stream->part_first++;
-        stream->part_count--;
-    }
+    stream->part_first = st_parts_advance(stream->parts, stream->part_first, stream->part_count, n);
 }
 
 static void send_on(epoll_stream *stream) {
     ssize_t n;
     do {
-        n = send_parts(stream, stream->parts + stream->part_first, stream->part_count);
+        n = send_parts(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
         if (n > 0) advance(stream, (size_t)n);
     } while (n > 0 && stream->rest);
     if (n >= 0 && !stream->sent_unreported) return;
@@ -132,20 +123,24 @@ static void send_on(epoll_stream *stream) {
     if (n < 0 || !rest) send_over(stream);
     stream->entry.poller->callbacks++;
     sink_of(stream)->stream_sent(stream->base.owner, n, n < 0 ? 0 : rest);
-    if (stream->shutdown && !stream->sending && !stream->entry.closed) shutdown(stream->entry.fd, SHUT_WR);
+    /* In a forked child this would end the parent's connection. */
+    if (stream->shutdown && !stream->sending && !stream->entry.closed && !stream->entry.poller->forked)
+        shutdown(stream->entry.fd, SHUT_WR);
 }
 
 static void again(st_entry *entry) {
     epoll_stream *stream = (epoll_stream *)entry;
     if (stream->sending) send_on(stream);
-    if (!entry->closed && stream->reading && stream->readable) read_while_readable(stream);
+    if (!entry->closed && stream->reading && stream->readable && !entry->poller->forked) read_while_readable(stream);
 }
 
 static void event(st_entry *entry, unsigned events) {
     epoll_stream *stream = (epoll_stream *)entry;
     if (stream->sending && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) send_on(stream);
-    if (entry->closed || !(events & ~(unsigned)EPOLLOUT)) return;
+    if (entry->closed || entry->poller->forked || !(events & ~(unsigned)EPOLLOUT)) return;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) stream->hung_up = 1;
+    /* A receive ends at TCP's urgent mark, whatever there is behind it. */
+    if (events & EPOLLPRI) stream->short_is_drained = 0;
     if (stream->ended) return;
     stream->readable = 1;
     if (stream->reading) read_while_readable(stream);
@@ -172,7 +167,7 @@ st_stream *st_epoll_stream_open(st_poller *poller, int fd, int kind, void *owner
     stream->base = (st_stream){.poller = poller, .owner = owner};
     stream->kind = (uint8_t)kind;
     stream->short_is_drained = (uint8_t)short_receive_drains(fd, kind);
-    *error = st_entry_register(&stream->entry, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+    *error = st_entry_register(&stream->entry, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET);
     if (*error) {
         st_entry_forget(&stream->entry);
         return NULL;

@@ -12,7 +12,7 @@ typedef struct epoll_watch {
     uint8_t wanted;
     uint8_t once;       /* registered edge-triggered, for good */
     uint8_t seen;       /* edges that nobody had asked for yet */
-    uint8_t hung_up;    /* readable for good: no further edge will say so */
+    uint8_t hung_up;    /* or failed: no further edge will say so */
     uint32_t registered; /* epoll's events; 0: none */
 } epoll_watch;
 
@@ -53,7 +53,6 @@ static void watch_event(st_entry *entry, unsigned events) {
 
 static void watch_again(st_entry *entry) {
     epoll_watch *watch = (epoll_watch *)entry;
-    if (watch->hung_up) watch->seen |= ST_READABLE;
     unsigned ready = watch->seen & watch->wanted;
     watch->seen &= ~ready;
     watch_tell(watch, ready);
@@ -84,8 +83,10 @@ int st_epoll_watch_set(st_watch *base, unsigned events) {
         if (events & ST_WRITABLE) wanted |= EPOLLOUT;
     }
     watch->once = !!(events & ST_ONCE);
+    /* Errors pass, and who reads has then to wait: epoll looks anew. */
+    int look = watch->hung_up && events & ST_READABLE;
     /* Asked for the same again, level-triggered: the number may stand for another file by now. */
-    if (wanted != watch->registered || (wanted && !watch->once)) {
+    if (wanted != watch->registered || look || (wanted && !watch->once)) {
         if (wanted)
             error = st_entry_register(&watch->entry, wanted);
         else
@@ -95,8 +96,7 @@ int st_epoll_watch_set(st_watch *base, unsigned events) {
         watch->seen = watch->hung_up = 0;
     }
     watch->wanted = events & (ST_READABLE | ST_WRITABLE);
-    unsigned known = watch->seen | (watch->hung_up ? ST_READABLE : 0);
-    if (watch->once && known & watch->wanted) st_entry_again(&watch->entry);
+    if (watch->once && watch->seen & watch->wanted) st_entry_again(&watch->entry);
     return 0;
 }
 
@@ -106,7 +106,7 @@ static void accept_batch(st_entry *entry, unsigned events) {
     (void)events;
     epoll_listener *listener = (epoll_listener *)entry;
     st_epoll *poller = entry->poller;
-    for (unsigned i = 0; i < listener->backlog && listener->accepting && !entry->closed; i++) {
+    for (unsigned i = 0; i < listener->backlog && listener->accepting && !entry->closed && !poller->forked; i++) {
         poller->counted.system_calls++;
         int fd = accept4(entry->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) {

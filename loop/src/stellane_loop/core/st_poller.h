@@ -122,7 +122,8 @@ typedef struct st_poller_ops {
 
     /* Without a thread pool, where the poller can; NULL when it can not. flags: 0, or ST_FILE_*.
      * `file_done` reports; it is acknowledged only when the write was whole and the sync returned 0
-     * (a short write is -EIO after the rest was tried). The parts' memory must stay until then. */
+     * (a short write is -EIO after the rest was tried). A read is short at the end of the file only. The parts' memory
+     * must stay until then. -ESPIPE: reads and writes of what has no offsets. */
     int (*file_read)(st_poller *, int fd, const struct iovec *parts, int count, int64_t offset, void *owner);
     int (*file_write)(st_poller *, int fd, const struct iovec *parts, int count, int64_t offset, int flags, void *owner);
     int (*file_sync)(st_poller *, int fd, int data_only, void *owner);

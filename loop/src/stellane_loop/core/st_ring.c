@@ -11,6 +11,8 @@
 /* Kernel threads that may run file operations of one ring at the same time. */
 enum { IOWQ_WORKERS_MAX = 4 };
 
+enum { NO_LIMIT_S = 24 * 3600 }; /* of a wait that has a minimum, but no limit */
+
 #ifdef ST_TESTING
 unsigned st_ring_refused_flags;
 unsigned st_ring_missing_features;
@@ -209,9 +211,12 @@ int st_ring_enter(st_ring *ring, unsigned wait, int64_t timeout_ns, uint32_t min
     /* Without GETEVENTS a ring with deferred work would submit and never complete anything. */
     unsigned flags = ST_ENTER_GETEVENTS | ST_ENTER_EXT_ARG;
     if (wait > 0) {
+        /* To the kernel the minimum of a wait without limit is its limit too: it would return with nothing. */
+        if (timeout_ns < 0 && min_wait_us > 0)
+            timeout_ns = NO_LIMIT_S * ST_NS_PER_S;
         if (timeout_ns >= 0) {
-            limit.seconds = timeout_ns / 1000000000;
-            limit.nanoseconds = timeout_ns % 1000000000;
+            limit.seconds = timeout_ns / ST_NS_PER_S;
+            limit.nanoseconds = timeout_ns % ST_NS_PER_S;
             argument.timespec = (uint64_t)(uintptr_t)&limit;
         }
         if (ring->features & ST_FEAT_MIN_TIMEOUT)

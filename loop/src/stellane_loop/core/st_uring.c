@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -128,10 +127,10 @@ static void dispatch(st_uring *poller, const st_uring_cqe *cqe) {
 }
 
 static void dispatch_ready(st_uring *poller) {
-    unsigned ready = st_ring_ready(&poller->ring);
+    unsigned ready = poller->forked ? 0 : st_ring_ready(&poller->ring);
     poller->turn_events = ready;
     poller->counted.events += ready;
-    for (unsigned i = 0; i < ready; i++) {
+    for (unsigned i = 0; i < ready && !poller->forked; i++) {
         /* Copied and given back first: a callback may take long, and the kernel wants the room. */
         st_uring_cqe cqe = *st_ring_cqe(&poller->ring, 0);
         st_ring_consume(&poller->ring, 1);
@@ -154,35 +153,9 @@ static void deliver_due(st_uring *poller) {
     }
 }
 
-static void remove_from(st_unit_list *list, st_unit *unit, size_t link) {
-    st_unit *previous = NULL;
-    for (st_unit *at = list->first; at != NULL; previous = at, at = *(st_unit **)(void *)((char *)at + link)) {
-        if (at != unit)
-            continue;
-        st_unit *next = *(st_unit **)(void *)((char *)at + link);
-        if (previous != NULL)
-            *(st_unit **)(void *)((char *)previous + link) = next;
-        else
-            list->first = next;
-        if (list->last == unit)
-            list->last = previous;
-        return;
-    }
-}
-
 /* The kernel is done with this unit: its descriptor can go, then its owner is told, then its memory goes. */
 static void bury(st_uring *poller, st_unit *unit) {
-    if (unit->dirty)
-        remove_from(&poller->dirty, unit, offsetof(st_unit, dirty_next));
-    if (unit->due)
-        remove_from(&poller->due, unit, offsetof(st_unit, due_next));
-    if (unit->all_previous != NULL)
-        unit->all_previous->all_next = unit->all_next;
-    else
-        poller->all = unit->all_next;
-    if (unit->all_next != NULL)
-        unit->all_next->all_previous = unit->all_previous;
-
+    st_unit_leave(poller, unit);
     void *owner, *memory;
     if (unit->kind == ST_UNIT_STREAM) {
         st_uring_stream *stream = memory = UNIT_OF(st_uring_stream, unit);
@@ -204,7 +177,7 @@ static void bury(st_uring *poller, st_unit *unit) {
 static void bury_dead(st_uring *poller) {
     st_unit_list dead = poller->dead;
     poller->dead = (st_unit_list){0};
-    for (st_unit *unit = dead.first, *next; unit != NULL; unit = next) {
+    for (st_unit *unit = dead.first, *next; unit != NULL && !poller->forked; unit = next) {
         next = unit->dead_next;
         bury(poller, unit);
     }
@@ -219,7 +192,7 @@ static void end_requests(st_uring *poller) {
     sqe->opcode = ST_OP_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->op_flags = ST_CANCEL_ANY | ST_CANCEL_ALL;
-    for (int round = 0; poller->ops.in_flight > 0 && round < OVERFLOW_ROUNDS_MAX; round++) {
+    for (int round = 0; poller->ops.in_flight > 0 && !poller->forked && round < OVERFLOW_ROUNDS_MAX; round++) {
         st_ring_enter(&poller->ring, 1, 10000000, 0);
         dispatch_ready(poller);
     }
@@ -232,6 +205,8 @@ static int move(st_uring *poller) {
             end_requests(poller);
         st_uring_quiet_over(poller);
         dispatch_ready(poller);
+        if (poller->forked)
+            return -EBADF;
         bool lost = st_ring_overflowed(&poller->ring); /* only the other thread could have fetched these */
         close_ring(poller);
         st_units_forget(poller, true);
@@ -275,6 +250,23 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
     return error;
 }
 
+/* What is there, without a wait. False: a callback returned in a forked child, where the ring is not mapped. */
+static bool deliver(st_uring *poller) {
+    st_uring_quiet_over(poller);
+    deliver_due(poller);
+    dispatch_ready(poller);
+    for (int round = 0; !poller->forked && st_ring_overflowed(&poller->ring) && round < OVERFLOW_ROUNDS_MAX; round++) {
+        poller->counted.overflows++;
+        if (st_ring_fetch(&poller->ring) < 0)
+            break;
+        dispatch_ready(poller);
+    }
+    st_uring_quiet_over(poller);
+    st_uring_files_turn(poller);
+    bury_dead(poller);
+    return !poller->forked;
+}
+
 static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns) {
     st_uring *poller = (st_uring *)base;
     if (poller->forked)
@@ -288,24 +280,16 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
             return error;
     }
     st_uring_files_turn(poller);
+    if (poller->forked)
+        return -EBADF;
     if (poller->quiet_count > 0) /* left by st_poller_ops.settle, which tells nobody */
         timeout_ns = 0;
     flush(poller);
     int error = enter(poller, timeout_ns, min_events, min_wait_ns);
     if (error < 0 && error != -EINTR)
         return error;
-    st_uring_quiet_over(poller);
-    deliver_due(poller);
-    dispatch_ready(poller);
-    for (int round = 0; st_ring_overflowed(&poller->ring) && round < OVERFLOW_ROUNDS_MAX; round++) {
-        poller->counted.overflows++;
-        if (st_ring_fetch(&poller->ring) < 0)
-            break;
-        dispatch_ready(poller);
-    }
-    st_uring_quiet_over(poller);
-    st_uring_files_turn(poller);
-    bury_dead(poller);
+    if (!deliver(poller))
+        return -EBADF;
     if (st_ring_lost(&poller->ring) || st_uring_files_lost(poller))
         return -EOVERFLOW;
     return poller->callbacks == 0 && error < 0 ? error : poller->callbacks;

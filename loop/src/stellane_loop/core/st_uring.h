@@ -186,6 +186,7 @@ void st_unit_open(st_uring *poller, st_unit *unit, st_unit_kind kind);
 void st_unit_dirty(st_uring *poller, st_unit *unit);
 void st_unit_due(st_uring *poller, st_unit *unit);
 void st_unit_close(st_uring *poller, st_unit *unit);
+void st_unit_leave(st_uring *poller, st_unit *unit); /* every list it is in, before its memory goes */
 /* The ring is gone, and every operation with it; what is wanted will be armed in the next one. */
 void st_units_forget(st_uring *poller, bool left_behind);
 #define UNIT_OF(type, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, unit)))

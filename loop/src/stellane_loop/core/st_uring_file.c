@@ -12,7 +12,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "st_parts.h"
 #include "st_uring.h"
 #include "st_uring_file.h"
 
@@ -39,7 +41,6 @@ typedef struct file_operation {
     int attempts;
     int awaited; /* completions */
     int32_t result, sync_result;
-    uint64_t name, sync_name;
     struct iovec parts[];
 } file_operation;
 
@@ -49,6 +50,7 @@ struct st_uring_files {
     file_operation *first, *last; /* to be submitted */
     unsigned queued, in_flight;   /* operations; in flight: the kernel has them */
     bool orphaned;                /* in a forked child: they are the parent's */
+    bool ending;                  /* the poller is freed: what was cancelled is not tried again */
 };
 
 #ifdef ST_TESTING
@@ -94,6 +96,10 @@ static int start(st_poller *base, file_kind kind, int fd, const struct iovec *pa
         return -EBADF;
     if (count < 0 || count > PARTS_MAX || offset < 0)
         return -EINVAL;
+    /* There are no offsets in a pipe, and reading it may take for ever. Other errors are the operation's to report. */
+    poller->counted.system_calls += kind != FILE_SYNC;
+    if (kind != FILE_SYNC && lseek(fd, 0, SEEK_CUR) < 0 && errno == ESPIPE)
+        return -ESPIPE;
     int error = open_files(poller);
     if (error < 0)
         return error;
@@ -136,11 +142,10 @@ int st_uring_file_sync(st_poller *base, int fd, int data_only, void *owner) {
     return error;
 }
 
-static st_uring_sqe *prepare(st_uring_files *files, file_operation *operation, st_op_kind kind, uint64_t *name) {
-    *name = st_ops_take(&files->ops, kind, operation);
+static st_uring_sqe *prepare(st_uring_files *files, file_operation *operation, st_op_kind kind) {
     st_uring_sqe *sqe = st_ring_sqe(&files->ring);
     sqe->fd = operation->fd;
-    sqe->user_data = *name;
+    sqe->user_data = st_ops_take(&files->ops, kind, operation);
     operation->awaited++;
     return sqe;
 }
@@ -156,7 +161,7 @@ static bool submit(st_uring_files *files, file_operation *operation) {
         return false;
     operation->result = operation->sync_result = 0;
     if (transfer) {
-        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE, &operation->name);
+        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE);
         sqe->opcode = operation->kind == FILE_READ ? ST_OP_READV : ST_OP_WRITEV;
         sqe->flags = sync ? ST_SQE_LINK : 0;
         sqe->address = (uint64_t)(uintptr_t)&operation->parts[operation->part_first];
@@ -164,7 +169,7 @@ static bool submit(st_uring_files *files, file_operation *operation) {
         sqe->offset = (uint64_t)operation->offset + operation->done;
     }
     if (sync) {
-        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE_SYNC, &operation->sync_name);
+        st_uring_sqe *sqe = prepare(files, operation, ST_KIND_FILE_SYNC);
         sqe->opcode = ST_OP_FSYNC;
         sqe->op_flags = operation->data_only ? ST_FSYNC_DATASYNC : 0;
     }
@@ -187,29 +192,26 @@ static void submit_queued(st_uring_files *files) {
 static void advance(file_operation *operation, size_t n) {
     operation->rest -= n;
     operation->done += n;
-    while (operation->part_first < operation->part_count) {
-        struct iovec *part = &operation->parts[operation->part_first];
-        if (n < part->iov_len) {
-            part->iov_base = (char *)part->iov_base + n;
-            part->iov_len -= n;
-            return;
-        }
-        n -= part->iov_len;
-        operation->part_first++;
-    }
+    operation->part_first = st_parts_advance(operation->parts, operation->part_first, operation->part_count, n);
 }
 
-static bool passing(int32_t result) { return result == -EINTR || result == -EAGAIN || result == -ECANCELED; }
+static bool to_be_repeated(int32_t result) { return result == -EINTR || result == -EAGAIN || result == -ECANCELED; }
 
 /* What a finished attempt means. True: over, with *result. False: there is more to do. */
-static bool judge(file_operation *operation, int64_t *result) {
+static bool judge(const st_uring_files *files, file_operation *operation, int64_t *result) {
     int32_t n = operation->kind == FILE_SYNC ? operation->sync_result : operation->result;
     *result = n;
-    if (passing(n))
-        return ++operation->attempts >= ATTEMPTS_MAX;
-    if (n < 0 || operation->kind != FILE_WRITE)
+    if (to_be_repeated(n))
+        return ++operation->attempts >= ATTEMPTS_MAX || (operation->kind == FILE_READ && files->ending);
+    if (n < 0 || operation->kind == FILE_SYNC)
         return true;
     size_t rest = operation->rest;
+    if (operation->kind == FILE_READ) {
+        /* A short read is the end of the file only when the next one says so. */
+        advance(operation, (size_t)n);
+        *result = (int64_t)operation->done;
+        return n == 0 || operation->rest == 0;
+    }
     if ((size_t)n < rest) {
         /* Whatever the sync said, it was not after the last byte. */
         *result = -EIO;
@@ -221,8 +223,10 @@ static bool judge(file_operation *operation, int64_t *result) {
         return true;
     *result = operation->sync_result;
     /* Canceled or interrupted: the whole of it once more, bytes included. */
-    return !passing(operation->sync_result) || ++operation->attempts >= ATTEMPTS_MAX;
+    return !to_be_repeated(operation->sync_result) || ++operation->attempts >= ATTEMPTS_MAX;
 }
+
+static uint64_t name_of(const st_ops *ops, uint32_t index) { return (uint64_t)ops->slots[index].generation << 32 | index; }
 
 static void tell(st_uring *poller, file_operation *operation, int64_t result) {
     void *owner = operation->owner;
@@ -251,17 +255,18 @@ static void completed(st_uring *poller, const st_uring_cqe *cqe) {
         return;
     files->in_flight--;
     int64_t total;
-    if (judge(operation, &total))
+    if (judge(files, operation, &total))
         tell(poller, operation, total);
     else
         queue(files, operation);
 }
 
 static void reap(st_uring *poller) {
-    st_ring *ring = &poller->files->ring;
+    st_uring_files *files = poller->files;
+    st_ring *ring = &files->ring;
     if (st_ring_overflowed(ring) || st_ring_work_waits(ring))
         st_ring_fetch(ring);
-    for (unsigned ready = st_ring_ready(ring); ready > 0; ready--) {
+    for (unsigned ready = st_ring_ready(ring); ready > 0 && !files->orphaned; ready--) {
         st_uring_cqe cqe = *st_ring_cqe(ring, 0);
         st_ring_consume(ring, 1);
         poller->counted.events++;
@@ -271,11 +276,11 @@ static void reap(st_uring *poller) {
 
 void st_uring_files_turn(st_uring *poller) {
     st_uring_files *files = poller->files;
-    if (files == NULL)
+    if (files == NULL || files->orphaned)
         return;
     if (files->in_flight > 0)
         reap(poller);
-    if (files->queued > 0)
+    if (files->queued > 0 && !files->orphaned)
         submit_queued(files);
 }
 
@@ -313,12 +318,34 @@ static void cancel_queued(st_uring *poller) {
     files->queued = 0;
 }
 
+/* A read may wait for bytes that never come, where a descriptor has offsets and yet is no file (eventfd). Writes and syncs
+ * are left to end: half of one is worse than a wait. */
+static void cancel_reads(st_uring_files *files) {
+    files->ending = true;
+    for (uint32_t i = 0; i < files->ops.capacity; i++) {
+        const st_op_slot *slot = &files->ops.slots[i];
+        if (slot->kind != ST_KIND_FILE || ((file_operation *)slot->object)->kind != FILE_READ)
+            continue;
+        if (st_ring_room(&files->ring) == 0 && (st_ring_submit(&files->ring) < 0 || st_ring_room(&files->ring) == 0))
+            break;
+        st_uring_sqe *sqe = st_ring_sqe(&files->ring);
+        sqe->opcode = ST_OP_ASYNC_CANCEL;
+        sqe->flags = ST_SQE_SKIP_SUCCESS;
+        sqe->fd = -1;
+        sqe->address = name_of(&files->ops, i);
+        sqe->user_data = ST_OP_NONE;
+    }
+    st_ring_submit(&files->ring);
+}
+
 void st_uring_files_free(st_uring *poller) {
     st_uring_files *files = poller->files;
     if (files == NULL)
         return;
     const st_sink *sink = &poller->base.sink;
     cancel_queued(poller);
+    if (!files->orphaned && files->in_flight > 0)
+        cancel_reads(files);
     /* The kernel may still read from and write to the owners' memory, so there is nothing to do but wait. */
     for (int waited_s = 0; !files->orphaned && files->in_flight > 0 && waited_s < FREE_WAIT_S_MAX;) {
         sink->block_begin(sink->context);
@@ -327,13 +354,14 @@ void st_uring_files_free(st_uring *poller) {
         if (st_ring_ready(&files->ring) == 0)
             waited_s++;
         reap(poller);
-        submit_queued(files); /* the rest of short writes */
+        if (!files->orphaned)
+            submit_queued(files); /* the rest of short writes */
     }
     if (files->orphaned) {
         for (uint32_t i = 0; i < files->ops.capacity; i++)
             if (files->ops.slots[i].kind != ST_KIND_FREE) {
                 file_operation *operation = files->ops.slots[i].object;
-                st_ops_release(&files->ops, ((uint64_t)files->ops.slots[i].generation << 32) | i);
+                st_ops_release(&files->ops, name_of(&files->ops, i));
                 if (--operation->awaited == 0)
                     tell(poller, operation, -ECANCELED);
             }

@@ -115,7 +115,7 @@ static void tell(st_uring_listener *listener, int fd) {
 }
 
 void st_uring_listener_due(st_uring_listener *listener) {
-    while (listener->held_count > 0 && listener->accepting && !turn_is_full(listener)) {
+    while (listener->held_count > 0 && listener->accepting && !turn_is_full(listener) && !poller_of(listener)->forked) {
         listener->held_count--;
         tell(listener, listener->held[listener->held_first++]);
     }
@@ -175,7 +175,7 @@ void st_uring_acceptable(st_uring_listener *listener, int32_t result) {
         failed(listener, result);
         return;
     }
-    while (listener->accepting && !listener->unit.closing && !turn_is_full(listener)) {
+    while (listener->accepting && !listener->unit.closing && !turn_is_full(listener) && !poller->forked) {
         poller->counted.system_calls++;
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {

@@ -64,7 +64,7 @@ bool st_uring_quiet_add(st_uring *poller, uint64_t operation) {
 
 /* The completions there are: who has one did not send everything. They are met again, and are nobody's by then. */
 static void tell_reported(st_uring *poller) {
-    for (unsigned i = 0, ready = st_ring_ready(&poller->ring); i < ready; i++) {
+    for (unsigned i = 0, ready = st_ring_ready(&poller->ring); i < ready && !poller->forked; i++) {
         const st_uring_cqe *cqe = st_ring_cqe(&poller->ring, i);
         const st_op_slot *slot = st_ops_find(&poller->ops, cqe->user_data);
         if (slot != NULL && slot->kind == ST_KIND_SEND)
@@ -74,11 +74,11 @@ static void tell_reported(st_uring *poller) {
 
 void st_uring_quiet_over(st_uring *poller) {
     /* While completions are missing from the queue, silence says nothing. */
-    if (poller->quiet_count == 0 || st_ring_overflowed(&poller->ring))
+    if (poller->forked || poller->quiet_count == 0 || st_ring_overflowed(&poller->ring))
         return;
     tell_reported(poller);
     unsigned count = poller->quiet_count, kept = 0;
-    for (unsigned i = 0; i < count; i++) {
+    for (unsigned i = 0; i < count && !poller->forked; i++) {
         st_quiet_send quiet = poller->quiet[i];
         if (!st_ring_taken(&poller->ring, quiet.position)) {
             poller->quiet[kept++] = quiet;

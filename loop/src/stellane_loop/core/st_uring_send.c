@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "st_parts.h"
 #include "st_uring.h"
 
 enum {
@@ -47,16 +48,7 @@ static ssize_t send_now(st_uring_stream *stream, const struct iovec *parts, int 
 static void advance(st_uring_stream *stream, size_t n) {
     stream->send_rest -= n;
     stream->send_unreported += n;
-    while (stream->part_first < stream->part_count) {
-        struct iovec *part = &stream->parts[stream->part_first];
-        if (n < part->iov_len) {
-            part->iov_base = (char *)part->iov_base + n;
-            part->iov_len -= n;
-            return;
-        }
-        n -= part->iov_len;
-        stream->part_first++;
-    }
+    stream->part_first = st_parts_advance(stream->parts, stream->part_first, stream->part_count, n);
 }
 
 static void over(st_uring_stream *stream) {
@@ -69,7 +61,8 @@ static void over(st_uring_stream *stream) {
 }
 
 static void shut(st_uring_stream *stream) {
-    if (!stream->shutdown_wanted || stream->sending || stream->unit.closing)
+    /* In a forked child this would end the parent's connection. */
+    if (!stream->shutdown_wanted || stream->sending || stream->unit.closing || poller_of(stream)->forked)
         return;
     poller_of(stream)->counted.system_calls++;
     shutdown(stream->fd, SHUT_WR);

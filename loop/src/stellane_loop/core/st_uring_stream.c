@@ -122,13 +122,14 @@ static bool ask(st_uring_stream *stream, char **at, size_t *length) {
     /* Room for nothing is taken for a refusal: 0 bytes would look like the end of the file. */
     if (poller->base.sink.stream_buffer(stream->base.owner, at, length) != 0 || *length == 0)
         st_uring_stream_read_stop(&stream->base);
-    return stream->reading && !stream->unit.closing; /* it may also have stopped or closed by itself */
+    /* It may also have stopped or closed by itself, or returned in a forked child, which leaves bytes to its parent. */
+    return stream->reading && !stream->unit.closing && !poller->forked;
 }
 
 /* Gives bytes to the owner in the way it reads now. Returns how many it took: fewer when it stopped. */
 static size_t give(st_uring_stream *stream, char *data, size_t n) {
     size_t given = 0;
-    while (given < n && stream->reading && !stream->unit.closing) {
+    while (given < n && stream->reading && !stream->unit.closing && !poller_of(stream)->forked) {
         if (!stream->into) {
             tell(stream, data + given, (ssize_t)(n - given));
             return n;
@@ -159,7 +160,7 @@ static void arrived(st_uring_stream *stream, char *data, size_t n) {
     if (stream->unit.closing)
         return;
     size_t given = stream->reading && !has_held(stream) ? give(stream, data, n) : 0;
-    if (given < n && !stream->unit.closing)
+    if (given < n && !stream->unit.closing && !poller_of(stream)->forked)
         hold(stream, data + given, n - given);
 }
 
@@ -188,7 +189,7 @@ void st_uring_stream_due(st_uring_stream *stream) {
             free(held);
         }
     }
-    if (stream->unit.closing || !stream->reading || has_held(stream))
+    if (stream->unit.closing || !stream->reading || has_held(stream) || poller_of(stream)->forked)
         return;
     if (stream->end_result != NOTHING)
         tell_end(stream);
@@ -269,6 +270,8 @@ void st_uring_received(st_uring_stream *stream, int32_t result, uint32_t flags) 
         choose_size(stream, (size_t)result);
         arrived(stream, st_buffer_ring_at(&group->buffers, buffer), (size_t)result);
     }
+    if (poller->forked)
+        return; /* the buffers are not mapped in a child */
     if (flags & ST_CQE_BUFFER)
         st_buffer_ring_return(&group->buffers, buffer);
     if (result > 0 || stream->unit.closing)

@@ -38,6 +38,35 @@ void st_unit_due(st_uring *poller, st_unit *unit) {
 
 static void dead(st_uring *poller, st_unit *unit) { append(&poller->dead, unit, offsetof(st_unit, dead_next)); }
 
+static void remove_from(st_unit_list *list, st_unit *unit, size_t link) {
+    st_unit *previous = NULL;
+    for (st_unit *at = list->first; at != NULL; previous = at, at = *(st_unit **)(void *)((char *)at + link)) {
+        if (at != unit)
+            continue;
+        st_unit *next = *(st_unit **)(void *)((char *)at + link);
+        if (previous != NULL)
+            *(st_unit **)(void *)((char *)previous + link) = next;
+        else
+            list->first = next;
+        if (list->last == unit)
+            list->last = previous;
+        return;
+    }
+}
+
+void st_unit_leave(st_uring *poller, st_unit *unit) {
+    if (unit->dirty)
+        remove_from(&poller->dirty, unit, offsetof(st_unit, dirty_next));
+    if (unit->due)
+        remove_from(&poller->due, unit, offsetof(st_unit, due_next));
+    if (unit->all_previous != NULL)
+        unit->all_previous->all_next = unit->all_next;
+    else
+        poller->all = unit->all_next;
+    if (unit->all_next != NULL)
+        unit->all_next->all_previous = unit->all_previous;
+}
+
 void st_unit_close(st_uring *poller, st_unit *unit) {
     if (unit->closing)
         return;
