@@ -56,10 +56,6 @@ cdef class AdaptiveTurns(ObservedTurns):
         cdef int64_t now_ns
         cdef int outcome
         self.poller.spin_ns = wait.spin_ns
-        if wait.min_wait_ns and timeout_ns < 0:
-            # To the kernel the least wait of a wait without end is all of it: it would come back with nothing,
-            # and an idle loop would wait anew for as long as it is idle.
-            timeout_ns = <int64_t>(TIMEOUT_S_MAX * 1e9)
         outcome = self.poller.ops.turn(self.poller, timeout_ns, wait.min_events, wait.min_wait_ns)
         if outcome > 0:
             now_ns = st_now_ns()
