@@ -146,3 +146,29 @@ def test_a_target_in_absolute_form_is_the_same_path_every_time(serve: Any) -> No
         assert client.response().body == b"/absolute host=a "
         client.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.response().body == b"* host=a "
+
+
+def test_a_request_behind_a_body_in_one_chunk_is_not_that_of_the_head_before(serve: Any) -> None:
+    """It is parsed without a chunk of its own, while the bytes of the head before are still at hand."""
+    server = serve(show)
+    head = b"POST /pay HTTP/1.1\r\nHost: b\r\nContent-Length: 5\r\n\r\n"
+    client = server.connect()
+    client.send(head)
+    time.sleep(0.05)
+    client.send(b"12345" + GET)
+    assert client.response().body == b"/pay host=b,content-length=5 12345"
+    assert client.response().body == b"/known host=a "
+    assert server.call(lambda: server.protocol.known_heads.heads.get(head)) is None
+
+
+def test_the_rest_of_a_head_is_not_remembered_as_that_head(serve: Any) -> None:
+    """It looks like a whole one, and would be answered as the request it ended."""
+    server = serve(show)
+    rest = b"GET /rest HTTP/1.1\r\nHost: a\r\n\r\n"
+    first, second = server.connect(), server.connect()
+    first.send(b"GET /begun HTTP/1.1\r\nX: ")
+    time.sleep(0.05)
+    first.send(rest)
+    assert first.response().body == b"/begun x=GET /rest HTTP/1.1,host=a "
+    second.send(rest)
+    assert second.response().body == b"/rest host=a "
