@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -37,6 +38,16 @@ class Count:
     """The part of the window in which the server used its CPU: well under 1 is not under load."""
 
 
+def has_open(pid: int, what: str) -> bool:
+    """Whether a process holds a descriptor whose link names `what`."""
+    for descriptor in (PROC / str(pid) / "fd").iterdir():
+        # What was listed may be closed before it is read: the other process runs meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if what in str(descriptor.readlink()):
+                return True
+    return False
+
+
 class Witness:
     """`perf stat` where it may count, else `strace -c`: every system call of all threads of a process."""
 
@@ -63,7 +74,7 @@ class Witness:
                 raise ServerError(f"{self.program} cannot count: {self._process.stderr.read().decode().strip()}")
             if self.program == "perf":
                 # It opens its events within milliseconds and then sleeps; the first load comes after this.
-                if any("perf_event" in str(fd.readlink()) for fd in (PROC / str(self._process.pid) / "fd").iterdir()):
+                if has_open(self._process.pid, "perf_event"):
                     time.sleep(0.1)
                     return
             elif f"TracerPid:\t{self._process.pid}" in (PROC / str(pid) / "status").read_text():
@@ -76,6 +87,13 @@ class Witness:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.communicate(timeout=WITNESS_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End it, whatever it is doing; what it counted may be lost. For every way out of a count."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def total(self) -> int:
         """The count. Raises ServerError when the file holds none."""
@@ -152,6 +170,8 @@ def count(row: Row, workload: Workload, settings: Settings, witness: Witness) ->
             load = run_generator(command, cpu=settings.load_cpu, at_start=at_start, at_end=at_end)
         except LoadError as error:
             raise ServerError(f"while its system calls were counted: {error}") from error
+        finally:
+            witness.close()
         total = witness.total()
     first, last = own
     told = None if first is None or last is None else (last - first) / load.requests

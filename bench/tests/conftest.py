@@ -18,7 +18,7 @@ from bench.build import compile_program
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C programs, compiled with the benchmark's own flags (warnings are errors)."""
     if shutil.which("cc") is None:
-        pytest.skip("the benchmark's programs need a C compiler (cc)")
+        pytest.skip("not run: the benchmark's programs need a C compiler (cc)")
     directory = tmp_path_factory.mktemp("build")
     for name in ("epoll_server", "uring_server", "load", "epoll_echo", "uring_echo", "echo_load"):
         compile_program(name, directory)

@@ -35,7 +35,7 @@ def bare_server(build: Path, poller: str) -> Iterator[tuple[int, int]]:
         assert found is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
-            pytest.skip(f"{poller} is not usable here: {process.stderr.read().strip()}")
+            pytest.skip(f"not run: {poller} is not usable here: {process.stderr.read().strip()}")
         yield process.pid, int(found[1])
         assert process.poll() is None, "the server ended during the tests"
         process.kill()

@@ -82,7 +82,7 @@ def test_cpu_time_is_refused_when_a_process_of_the_tree_ended() -> None:
 def test_process_that_may_run_elsewhere_is_found() -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
-        pytest.skip("needs two CPUs")
+        pytest.skip("not run: needs two CPUs")
     with running_on(CPU):
         process = subprocess.Popen(["sleep", "30"])
     assert os.sched_getaffinity(0) == allowed
@@ -226,7 +226,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_command_measures_the_bare_server(build: Path, tmp_path: Path) -> None:
     """From the command line to the JSON file, with real programs."""
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two CPUs")
+        pytest.skip("not run: needs two CPUs")
     # Long enough that CPU_S_MIN is reached when the server gets only a part of its CPU.
     arguments = ["--only", "bare-c", "--rounds", "1", "--seconds", "3", "--json", str(tmp_path / "out.json")]
     run = subprocess.run(

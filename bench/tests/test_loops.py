@@ -20,7 +20,7 @@ from bench.cpu import read_cpu, read_rss_bytes
 from bench.loops import callbacks, control, memory
 from bench.loops.__main__ import Run, all_rows, main
 from bench.loops.bars import all_held, check_bars, check_idle, check_system_calls
-from bench.loops.counting import count, find_witness, parse_total
+from bench.loops.counting import Witness, count, find_witness, has_open, parse_total
 from bench.loops.loops import LOOPS, MODES
 from bench.loops.modes import SECTIONS, ModeSection, measure_mode, measure_section, summarize_modes
 from bench.loops.workloads import ECHO, WORKLOADS, rows_of
@@ -300,12 +300,42 @@ def test_witnesses_totals_are_read() -> None:
         parse_total("perf", PERF.replace("137710", "<not counted>"))
 
 
+def test_descriptors_that_close_while_they_are_read_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The witness opens and closes files while it starts; its list is old as soon as it is read."""
+    links: list[Path] = []
+
+    def readlink(path: Path) -> str:
+        links.append(path)
+        if len(links) == 1:
+            raise FileNotFoundError(path)
+        return "anon_inode:[perf_event]"
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    assert has_open(os.getpid(), "perf_event")
+    assert len(links) == 2
+
+
+def test_witness_that_cannot_count_is_not_left_running(tmp_path: Path) -> None:
+    """Its process is ended on every way out of a count, also while it waits to be attached."""
+    program = find_witness()
+    if program is None:
+        pytest.skip("not run: neither perf nor strace can count system calls here")
+    with subprocess.Popen(["sleep", "60"]) as asleep:
+        witness = Witness(program.program)
+        witness.attach(asleep.pid, tmp_path / "count.txt")
+        assert witness._process is not None
+        counting = witness._process
+        witness.close()
+        assert counting.returncode is not None
+        asleep.kill()
+
+
 def test_system_calls_of_the_bare_server_are_counted(build: Path) -> None:
     """One receive and one send a request, and a wait for one or more of them."""
     del build
     witness = find_witness()
     if witness is None:
-        pytest.skip("neither perf nor strace can count system calls here")
+        pytest.skip("not run: neither perf nor strace can count system calls here")
     for program in ("echo_load", "epoll_echo"):
         compile_program(program)
     counted = count(row_named("system-calls/bare-epoll"), ECHO, SETTINGS, witness)
@@ -345,7 +375,7 @@ def test_bar_that_was_not_run_is_not_held() -> None:
 def test_command_measures_the_standard_loop(tmp_path: Path) -> None:
     """From the command line to the JSON file: a workload with a client and one without."""
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two CPUs")
+        pytest.skip("not run: needs two CPUs")
     names = ["echo-protocol-1k/asyncio", "call-soon-chain/asyncio", "tls-1k/asyncio"]
     only = [argument for name in names for argument in ("--only", name)]
     options = ["--rounds", "1", "--seconds", "3", "--json", str(tmp_path / "out.json")]

@@ -201,7 +201,7 @@ def echo_server(build: Path, request: pytest.FixtureRequest) -> Iterator[tuple[i
         assert found is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
-            pytest.skip(f"io_uring is not usable here: {process.stderr.read().strip()}")
+            pytest.skip(f"not run: io_uring is not usable here: {process.stderr.read().strip()}")
         yield process.pid, int(found[1])
         assert process.poll() is None, "the server ended during the tests"
         process.kill()

@@ -136,7 +136,7 @@ def test_privileged_port_without_the_capability() -> None:
     """Asked by a child that has really given up root, where the tests run as root."""
     first_free = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     if first_free <= 1:
-        pytest.skip("net.ipv4.ip_unprivileged_port_start leaves no privileged ports on this machine")
+        pytest.skip("not run: net.ipv4.ip_unprivileged_port_start leaves no privileged ports on this machine")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -223,7 +223,7 @@ def test_unix_socket_path_length_limit(tmp_path: Path) -> None:
     """The longest path the kernel takes works, one byte more is refused by name."""
     room = UDS_PATH_BYTES_MAX - len(os.fsencode(tmp_path)) - 1
     if room < 1:
-        pytest.skip(f"the temporary directory's own path has over {UDS_PATH_BYTES_MAX} bytes")
+        pytest.skip(f"not run: the temporary directory's own path has over {UDS_PATH_BYTES_MAX} bytes")
     with open_listeners(ServerConfig(uds=str(tmp_path / ("s" * room)))):
         pass
     with pytest.raises(ConfigError, match=f"may have {UDS_PATH_BYTES_MAX} bytes"):

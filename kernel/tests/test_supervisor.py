@@ -421,18 +421,18 @@ def memory_cgroup() -> Iterator[Path]:
     """A memory cgroup below ours with a limit, where this machine allows one."""
     counter = find_counter_file(Path("/proc/self"))
     if counter is None:
-        pytest.skip("this process's memory cgroup has no readable oom_kill counter")
+        pytest.skip("not run: this process's memory cgroup has no readable oom_kill counter")
     group = counter.parent / f"stellane-test-{os.getpid()}"
     limit = "memory.max" if counter.name == "memory.events" else "memory.limit_in_bytes"
     try:
         group.mkdir()
     except OSError as error:
-        pytest.skip(f"cannot make a memory cgroup: {error}")
+        pytest.skip(f"not run: cannot make a memory cgroup: {error}")
     try:
         try:
             (group / limit).write_text(str(160 * 1024 * 1024))
         except OSError as error:
-            pytest.skip(f"cannot limit the memory of a cgroup: {error}")
+            pytest.skip(f"not run: cannot limit the memory of a cgroup: {error}")
         for swap in ("memory.swap.max", "memory.swappiness"):
             if (group / swap).exists():
                 (group / swap).write_text("0")
