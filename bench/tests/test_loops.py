@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from bench.build import compile_program
-from bench.cpu import read_cpu, read_rss_bytes
+from bench.cpu import owns_listener, read_cpu, read_rss_bytes
 from bench.loops import callbacks, control, memory
 from bench.loops.__main__ import Run, all_rows, main
 from bench.loops.bars import all_held, check_bars, check_idle, check_system_calls
@@ -53,8 +53,8 @@ def test_every_workload_has_a_row_for_every_loop_and_no_name_is_used_twice() -> 
 def test_row_of_the_standard_loop_starts_and_is_what_it_says(build: Path, workload: str) -> None:
     """The server process of every workload answers rightly and shows its loop, its file and its poller."""
     del build
-    with serving(row_named(f"{workload}/asyncio"), CPU):
-        pass
+    with serving(row_named(f"{workload}/asyncio"), CPU) as server:
+        assert owns_listener(server.pid, server.port)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_ring_is_seen(build: Path) -> None:
         "ring", "ring", lambda port, _d: [str(build / "uring_echo"), str(port), "4096"], polls="io_uring",
         polls_not="epoll", ask=rows_of(ECHO)[0].ask,
     )  # fmt: skip
-    with serving(ring, CPU):
-        pass
+    with serving(ring, CPU) as server:
+        assert owns_listener(server.pid, server.port)
 
 
 def test_loop_that_cannot_do_it_is_not_run_with_its_own_reason() -> None:

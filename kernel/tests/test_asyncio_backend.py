@@ -99,7 +99,9 @@ def test_the_event_loop_policy_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("the policy was asked")
 
     monkeypatch.setattr(asyncio, "new_event_loop", other)
-    AsyncioBackend().new_event_loop().close()
+    loop = AsyncioBackend().new_event_loop()
+    assert type(loop) is asyncio.SelectorEventLoop
+    loop.close()
 
 
 def test_probe_opens_a_loop() -> None:

@@ -100,6 +100,7 @@ def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(mode=0o700)
     (tmp_path / "w0" / "meta.json.17.tmp").write_bytes(b"{")
     open_journal(tmp_path / "w0").close()
+    assert (tmp_path / "w0" / "meta.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["meta.json", "meta.json.bak", "secret"])

@@ -69,8 +69,8 @@ def test_double_colon_takes_ipv4_too() -> None:
     with open_listeners(ServerConfig(host="::", port=0)) as listeners:
         port = listeners.sockets[0].getsockname()[1]
         for host in ("::1", "127.0.0.1"):
-            with socket.create_connection((host, port), timeout=5):
-                pass
+            with socket.create_connection((host, port), timeout=5) as client:
+                assert client.getpeername()[:2] == (host, port)
 
 
 def test_every_address_of_a_name_gets_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -35,7 +36,9 @@ def test_a_hang_without_a_loop_fails_too() -> None:
 
 def test_who_is_in_time_is_left_alone() -> None:
     """No alarm is left behind."""
-    with watchdog(0.05):
-        pass
+    before = signal.getsignal(signal.SIGALRM)
     with watchdog(20):
-        asyncio.run(asyncio.sleep(0.2))
+        asyncio.run(asyncio.sleep(0))
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
