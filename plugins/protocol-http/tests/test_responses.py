@@ -155,6 +155,59 @@ def test_invalid_responses_are_refused_whole(serve: Any, status: int, headers: A
     assert (response.status, response.body) == (500, b"refused")
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ((b"x", b"a\r\nset-cookie: evil=1"),),
+        ((b"x", b"a\0b"),),
+        ((b"x: y", b"a"),),
+        ((b"x", "text"),),
+        ((b"content-length", b"9"),),
+    ],
+)
+def test_invalid_ids_are_refused_whole(serve: Any, ids: Any) -> None:
+    """As in any other field, though the head they are put into was made before."""
+    errors: list[str] = []
+
+    async def handler(exchange: Exchange) -> None:
+        try:
+            exchange.respond_with_ids(200, (), b"hello", ids)
+        except LocalProtocolError:
+            exchange.respond_with_ids(200, (), b"hello", ((b"x", b"fine"),))
+            with pytest.raises(LocalProtocolError) as second:
+                exchange.respond_with_ids(200, (), b"hello", ((b"x", b"again"),))
+            errors.append(str(second.value))
+
+    client = serve(handler).connect()
+    for _ in range(2):
+        client.send(GET)
+        assert client.response().headers[b"x"] == b"fine"
+    assert errors[0] == "a response was already started for this request"
+
+
+def test_ids_leave_no_head_behind(serve: Any) -> None:
+    """Each answer has its own, in every kind of answer, and the heads that are kept have none."""
+
+    async def handler(exchange: Exchange) -> None:
+        ids = ((b"x-request-id", exchange.header(b"x-request-id") or b"none"),)
+        exchange.respond_with_ids(204 if exchange.method == "DELETE" else 200, (), b"", ids)
+
+    server = serve(handler)
+    client = server.connect()
+    for number in range(20):
+        for method, version in ((b"GET", b"1.1"), (b"POST", b"1.1"), (b"HEAD", b"1.1"), (b"DELETE", b"1.1")):
+            request_id = b"%b-%d" % (method, number)
+            client.send(
+                b"%b / HTTP/%b\r\nHost: a\r\nX-Request-Id: %b\r\nContent-Length: 0\r\n\r\n"
+                % (method, version, request_id)
+            )
+            assert client.response(head_only=method == b"HEAD").headers[b"x-request-id"] == request_id
+    client.send(b"GET / HTTP/1.0\r\nX-Request-Id: old\r\n\r\n")
+    response = client.response()
+    assert (response.headers[b"x-request-id"], response.headers[b"connection"]) == (b"old", b"close")
+    assert len(server.protocol.head_writer.heads) == 1
+
+
 def test_response_state_is_enforced(serve: Any) -> None:
     """Each misuse is a LocalProtocolError."""
     errors: list[str] = []

@@ -23,6 +23,9 @@ Address = tuple[str, int] | None
 Headers = Iterable[tuple[bytes, bytes]]
 """Header fields as (name, value) byte pairs, in order; names lower case where we produce them."""
 
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Header fields that nobody can change: equal ones may be remembered."""
+
 
 class Exchange(abc.ABC):
     """One request and the one answer to it.
@@ -48,6 +51,8 @@ class Exchange(abc.ABC):
     response_ended: bool
     journal_request_id: str | None = None
     """The request's id when it is on record in a journal; None otherwise."""
+    journal_traceparent: str | None = None
+    """The valid traceparent on record with it: the client's, or the one begun for it."""
     brings_ids: bool = True
     """Whether the request may carry x-request-id or traceparent, so that its answer may have to
     repeat them. A protocol that knows better says False and spares two look-ups."""
@@ -72,6 +77,13 @@ class Exchange(abc.ABC):
         or NUL, or a Content-Length that is not the body's; nothing is sent then.
         A client that has gone is not an error.
         """
+
+    def respond_with_ids(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
+        """`respond` with fields that no other answer has, such as the request's ids. Errors as `respond`.
+
+        A protocol that keeps the heads it has made can keep the one of `headers` and put `ids` into it.
+        """
+        self.respond(status, (*headers, *ids), body)
 
     @abc.abstractmethod
     def start(self, status: int, headers: Headers) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from structlog.stdlib import BoundLogger
 
 from stellane.abc import Exchange
+from stellane.abc.protocol import Fields
 from stellane.app.request_id import request_id_of
 from stellane.app.resources import Resources
-from stellane.app.response import Fields
-from stellane.app.trace import TraceContext, parse_traceparent, parse_tracestate
+from stellane.app.trace import TraceContext, parse_traceparent, parse_tracestate, trusted_traceparent
 from stellane.logging import get_logger
 from stellane.recovery.context import RecoveryContext
 
@@ -46,12 +46,15 @@ class Context:
     def trace(self) -> TraceContext:
         """This server's span: continues the caller's trace, and in a replay the original's."""
         if self._trace is None:
+            on_record = self._exchange.journal_traceparent
             if self.recovery is not None:
-                parents = [self.recovery.traceparent]
+                parent = parse_traceparent(self.recovery.traceparent)
+            elif on_record is not None:
+                parent = trusted_traceparent(on_record)
             else:
-                parents = [*_field(self._exchange, b"traceparent")] or [None]
-            # Two of them contradict each other (section 3.2: one field).
-            parent = parse_traceparent(parents[0]) if len(parents) == 1 else None
+                parents = _field(self._exchange, b"traceparent")
+                # Two of them contradict each other (section 3.2: one field).
+                parent = parse_traceparent(parents[0]) if len(parents) == 1 else None
             state = parse_tracestate(_field(self._exchange, b"tracestate")) if parent else ""
             self._trace = TraceContext(parent, state)
         return self._trace
@@ -101,9 +104,9 @@ class Context:
         """
         exchange = self._exchange
         fields: Fields = ()
-        if exchange.header(b"x-request-id") is not None:
+        if exchange.journal_request_id is not None or exchange.header(b"x-request-id") is not None:
             fields = ((b"x-request-id", self.request_id.encode("ascii")),)
-        if exchange.header(b"traceparent") is not None:
+        if exchange.journal_traceparent is not None or exchange.header(b"traceparent") is not None:
             fields += ((b"traceresponse", self.trace.traceparent.encode("ascii")),)
         return fields
 

@@ -26,15 +26,17 @@ def new_request_id() -> str:
 
 
 def request_id_of(exchange: Exchange) -> tuple[str, bool]:
-    """The request's id, and whether it was given: by the client, or by the journal.
+    """The request's id, and whether it was given: by the journal, or by the client.
 
     A client's x-request-id counts when it is 1 to 128 visible ASCII characters; anything else
     could forge or break log lines.
     """
+    journaled = exchange.journal_request_id
+    if journaled is not None:
+        return journaled, True
     value = exchange.header(b"x-request-id")
     if value is not None and 0 < len(value) <= REQUEST_ID_BYTES_MAX and value.isascii():
         text = value.decode("ascii")
         if text.isprintable() and " " not in text:
             return text, True
-    journaled = exchange.journal_request_id
-    return (new_request_id(), False) if journaled is None else (journaled, True)
+    return new_request_id(), False

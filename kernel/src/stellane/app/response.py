@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from stellane.app.headers import Field, Headers, encode_field, encode_name
+from stellane.abc.protocol import Fields
+from stellane.app.headers import Headers, encode_field, encode_name
 from stellane.app.signature import qualified_name
-
-Fields = tuple[Field, ...]
 
 # Whole tuples made once: the protocol recognises an unchanged one by comparing pointers.
 NO_FIELDS: Fields = ()

@@ -271,8 +271,9 @@ class Server(Application):
                     await self._send(exchange, ctx, as_response(result, route.handler))
                     return
                 if exchange.brings_ids:
-                    fields += ctx.answer_fields()
-                exchange.respond(status, fields, body)
+                    exchange.respond_with_ids(status, fields, body, ctx.answer_fields())
+                else:
+                    exchange.respond(status, fields, body)
             except Exception as error:
                 await self._failed(exchange, ctx, req, error)
         except BaseException:
@@ -320,11 +321,11 @@ class Server(Application):
             raise RequestTimeoutError(timeout_s) from error
 
     async def _send(self, exchange: Exchange, ctx: Context, response: Response) -> None:
-        fields = response.fields + ctx.answer_fields()
+        ids = ctx.answer_fields()
         if response.chunks is not None:
-            await send_stream(exchange, response.status, fields, response.chunks)
+            await send_stream(exchange, response.status, response.fields + ids, response.chunks)
         else:
-            exchange.respond(response.status, fields, response.body)
+            exchange.respond_with_ids(response.status, response.fields, response.body, ids)
 
     async def _answer_error(self, ctx: Context, req: Request, error: Exception) -> Response | None:
         """The Response that an error handler, or our own table, has for `error`."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable
 
 from stellane.abc import Exchange
-from stellane.app.response import Fields
+from stellane.abc.protocol import Fields
 from stellane.errors import ClientDisconnected
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from stellane.abc import Exchange
-from stellane.abc.protocol import Headers
+from stellane.abc.protocol import Fields, Headers
 from stellane.errors import BodyNotJournaled, LocalProtocolError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class JournaledExchange(Exchange):
         self.client = inner.client
         self.server = inner.server
         self.journal_request_id = entry.request.request_id
+        self.journal_traceparent = entry.request.traceparent
 
     @property
     def response_started(self) -> bool:  # type: ignore[override]
@@ -67,6 +68,11 @@ class JournaledExchange(Exchange):
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         self._responding(status)
         self.inner.respond(status, headers, body)
+        self.completed = True
+
+    def respond_with_ids(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
+        self._responding(status)
+        self.inner.respond_with_ids(status, headers, body, ids)
         self.completed = True
 
     def start(self, status: int, headers: Headers) -> None:
@@ -233,4 +239,7 @@ class ReplayExchange(Exchange):
 
 
 def _first(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for field, value in headers if field == name), None)
+    for field, value in headers:
+        if field == name:
+            return value
+    return None

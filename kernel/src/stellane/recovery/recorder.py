@@ -62,8 +62,7 @@ class Recorder:
         Raises what reading the body raises, JournalFull and JournalPoisoned.
         """
         body, whole = await self._read_body(exchange)
-        headers = exchange.headers
-        request_id, headers = _with_ids(exchange, headers)
+        request_id, traceparent, headers = _with_ids(exchange)
         kept, redacted = self._redactor.headers(headers)
         target, redacted_query = self._redactor.target(exchange.target)
         request = JournaledRequest(
@@ -77,8 +76,8 @@ class Recorder:
             http_version=exchange.http_version,
             client=exchange.client,
             server=exchange.server,
-            traceparent=_text(headers, b"traceparent"),
-            tracestate=_text(headers, b"tracestate"),
+            traceparent=traceparent,
+            tracestate=None if exchange.header(b"tracestate") is None else _text(headers, b"tracestate"),
             body_bytes=len(body) if whole else _content_length(exchange),
             body_omitted=not whole,
             redacted=redacted + redacted_query,
@@ -175,21 +174,24 @@ class Recorder:
             self._mark_timer.cancel()
 
 
-def _with_ids(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> tuple[str, list[tuple[bytes, bytes]]]:
-    """The request's id, and its headers with the ids it must keep through a crash.
+def _with_ids(exchange: Exchange) -> tuple[str, str, list[tuple[bytes, bytes]]]:
+    """The request's id, its traceparent, and its header fields with both, for they must outlive a crash.
 
     A trace begins here when the client brought none: a replay can continue only a trace that
     was on record before the handler saw it.
     """
+    headers = exchange.headers
     request_id, brought = request_id_of(exchange)
     if not brought:
         headers = [*headers, (b"x-request-id", request_id.encode("ascii"))]
-    brought_traces = [value for name, value in headers if name == b"traceparent"]
-    # Two of them contradict each other, and a handler takes them for none (section 3.2).
-    if len(brought_traces) != 1 or parse_traceparent(brought_traces[0].decode("latin-1")) is None:
+    if exchange.brings_ids or exchange.header(b"tracestate") is not None:
+        brought_traces = [value.decode("latin-1") for name, value in headers if name == b"traceparent"]
+        # Two of them contradict each other, and a handler takes them for none (section 3.2).
+        if len(brought_traces) == 1 and parse_traceparent(brought_traces[0]) is not None:
+            return request_id, brought_traces[0], headers
         headers = [field for field in headers if field[0] not in (b"traceparent", b"tracestate")]
-        headers.append((b"traceparent", new_traceparent().encode("ascii")))
-    return request_id, headers
+    traceparent = new_traceparent()
+    return request_id, traceparent, [*headers, (b"traceparent", traceparent.encode("ascii"))]
 
 
 def _text(headers: list[tuple[bytes, bytes]], name: bytes) -> str | None:

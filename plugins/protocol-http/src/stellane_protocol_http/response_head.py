@@ -7,7 +7,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from time import time
 
-from stellane.abc.protocol import Headers
+from stellane.abc.protocol import Fields, Headers
 from stellane.errors import LocalProtocolError
 from stellane_protocol_http.usual_request import FinishedHeads
 
@@ -31,6 +31,17 @@ def _status_line(status: int) -> bytes:
     except ValueError:
         phrase = ""
     return b"HTTP/1.1 %d %s\r\n" % (status, phrase.encode("ascii"))
+
+
+def _joined(parts: list[bytes], lines: int) -> bytes:
+    try:
+        joined = b"".join(parts)
+    except TypeError as error:
+        raise LocalProtocolError(f"a response header value is not bytes: {error}") from None
+    # One count each instead of a check of every value: CR or LF in a value would add a line.
+    if joined.count(b"\n") != lines or joined.count(b"\r") != lines or b"\0" in joined:
+        raise LocalProtocolError("a response header field has CR, LF or NUL in it")
+    return joined
 
 
 _STATUS_LINES = {status: _status_line(status) for status in range(200, 600)}
@@ -58,6 +69,19 @@ class HeadWriter(FinishedHeads):
         if len(self.heads) >= _HEADS_MAX:
             self.heads.clear()
         return head + b"\r\n"
+
+    def lines(self, fields: Fields) -> bytes | None:
+        """Fields that are in no other head, and the empty line; None when one of them means something to us."""
+        names = self._names
+        parts: list[bytes] = []
+        for name, value in fields:
+            meaning = names.get(name)
+            if meaning is None:
+                meaning = self._learn(name)
+            if meaning:
+                return None
+            parts += (name, b": ", value, b"\r\n")
+        return _joined(parts, len(fields)) + b"\r\n"
 
     def stamp(self) -> bytes:
         """The Date and Server lines. Looks at the clock every time: a loop blocked for seconds
@@ -110,14 +134,7 @@ class HeadWriter(FinishedHeads):
         if length is not None and status != 204:
             parts.append(b"content-length: %d\r\n" % length)
             lines += 1
-        try:
-            head = b"".join(parts)
-        except TypeError as error:
-            raise LocalProtocolError(f"a response header value is not bytes: {error}") from None
-        # One count each instead of a check of every value: CR or LF in a value would add a line.
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise LocalProtocolError("a response header field has CR, LF or NUL in it")
-        return head + self._stamp_without(dated, served), length, close
+        return _joined(parts, lines) + self._stamp_without(dated, served), length, close
 
     def _stamp_without(self, dated: bool, served: bool) -> bytes:
         stamp = self.stamp()

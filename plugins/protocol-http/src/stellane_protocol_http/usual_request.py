@@ -19,7 +19,7 @@ from stellane.errors import LocalProtocolError
 from stellane_protocol_http import bounds, phases
 
 if TYPE_CHECKING:
-    from stellane.abc.protocol import Headers
+    from stellane.abc.protocol import Fields, Headers
     from stellane_protocol_http.protocol import HttpProtocol
 
 # Names of this module alone: compiled, they are C variables, where a global is looked up each time.
@@ -127,6 +127,25 @@ class UsualExchange:
                 connection.answered(self, head + body)
                 return
         self.respond_unusually(status, headers, body)
+
+    def respond_with_ids(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
+        """See `Exchange.respond_with_ids`: `ids` are put into a head that is kept without them."""
+        if not ids:
+            self.respond(status, headers, body)
+            return
+        if self.response_started:
+            raise LocalProtocolError("a response was already started for this request")
+        connection = self.connection
+        body_bytes = len(body)
+        if self.plain and connection.keeps_alive and body_bytes <= _joined_body_bytes_max:
+            head = connection.head_writer.kept_alive(status, headers, body_bytes)
+            lines = None if head is None else connection.head_writer.lines(ids)
+            if lines is not None:
+                self.response_started = True
+                self.response_ended = True
+                connection.answered(self, head[:-2] + lines + body)
+                return
+        self.respond_unusually(status, (*headers, *ids), body)
 
 
 class UsualConnection:
