@@ -95,6 +95,25 @@ def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
     assert [client.response().body for _ in range(16)] == [b"%d" % number for number in range(16)]
 
 
+def test_pipelined_requests_of_a_client_that_closed_its_side_are_answered(serve: Any) -> None:
+    """All that came before the end came whole: printf | nc is such a client."""
+    release = threading.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        while not release.is_set():
+            await asyncio.sleep(0.01)
+        exchange.respond(200, [], exchange.path)
+
+    server = serve(handler)
+    client = server.connect()
+    client.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(3)))
+    client.sock.shutdown(socket.SHUT_WR)
+    time.sleep(0.05)
+    release.set()
+    assert [client.response().body for _ in range(3)] == [b"/0", b"/1", b"/2"]
+    assert client.closed()
+
+
 def test_pipelined_bodies_do_not_leak_into_the_next_request(serve: Any) -> None:
     """A handler that answers without reading its body leaves the connection at the next request."""
 

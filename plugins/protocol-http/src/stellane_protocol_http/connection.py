@@ -3,12 +3,11 @@
 Phases: HEAD (waiting for, or inside, a request head), BUSY (an exchange is in hand), SKIP (its
 response has gone out before its body was read; the rest of the body is thrown away), LINGER (the
 last response has gone out; input is thrown away until the client has seen it and closes), RESUME
-(a pipelined request is parsed and starts in the loop's next turn).
+(a pipelined request is parsed and starts in the loop's next turn), STALLED (the client has not
+taken the responses so far; no further request starts until it has).
 
 Requests on one connection are answered one at a time and in order: while an exchange is in
 hand, later bytes wait unparsed in the codec, and reading stops when too many wait.
-
-More than 500 lines, because it is one state machine, whose phases are understood together or not.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from stellane_protocol_http.addresses import address_of
 from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too_large
 from stellane_protocol_http.head_rules import METHODS
 from stellane_protocol_http.known_heads import is_one_head
-from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP
+from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP, STALLED
 from stellane_protocol_http.usual_request import UsualConnection
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
                 self._pump(self.codec.receive_event(data))
                 if self.phase == HEAD and self._head_bytes:
                     self._head_incomplete(data)
-            elif phase == RESUME or (self.exchange is not None and self.exchange.body_complete):
+            elif phase in (RESUME, STALLED) or (self.exchange is not None and self.exchange.body_complete):
                 self.codec.receive_data(data)
                 self.codec_empty = False
                 self._waiting_bytes += len(data)
@@ -98,11 +97,15 @@ class H1Connection(UsualConnection, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.peer_closed = True
-        self.keeps_alive = False
+        if self.phase in (RESUME, STALLED):
+            return True
         exchange = self.exchange
         if exchange is None or self.phase != BUSY:
+            self.keeps_alive = False
             return False
         body_complete = exchange.body_complete
+        # What the codec holds came before: it is answered too, and `_resume_parsing` closes after it.
+        self.keeps_alive = self.keeps_alive and body_complete and not self.codec_empty
         exchange.peer_gone()
         # A client may close its sending side and still wait for the answer (half-close).
         return body_complete
@@ -122,10 +125,19 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         self._writing_paused = True
         self._unsent_bytes = self._transport.get_write_buffer_size()
         self.deadline = self.clock.now + self._protocol.http.write_timeout_s
+        if self.phase == HEAD:
+            self.phase = STALLED
+            self._waiting_bytes = self._head_bytes
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if self.phase == LINGER:
+        if self.phase == STALLED:
+            self.phase = HEAD
+            self.deadline = self.clock.idle_deadline
+            if self.reading_paused:
+                self._resume_reading()
+            self._resume_parsing()
+        elif self.phase == LINGER:
             self.deadline = self.clock.now + bounds.LINGER_S
         else:
             self.deadline = NEVER if self.phase == BUSY else self.clock.idle_deadline
@@ -146,7 +158,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
                     break
                 if self.phase:
                     exchange = self.exchange
-                    if (exchange is not None and exchange.body_complete) or self.phase == LINGER or self.lost:
+                    if (exchange is not None and exchange.body_complete) or self.phase >= LINGER or self.lost:
                         break  # what follows belongs to the next request, which waits its turn
                 event = next_event()
             if self._unbegun is not None:
@@ -232,9 +244,8 @@ class H1Connection(UsualConnection, asyncio.Protocol):
 
     def _body_end(self) -> None:
         if self.phase == SKIP:
-            self.phase = HEAD
             self.codec.start_next_cycle()
-            self.deadline = self.clock.idle_deadline
+            self._expect_head()
             return
         assert self.exchange is not None
         self.deadline = NEVER
@@ -333,29 +344,37 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         if exchange.body_complete and exchange.keep_alive and self.keeps_alive:
             if exchange.watched:
                 exchange.response_over()
-            if self.reading_paused:
-                self._resume_reading()
             self.exchange = None
-            self.phase = HEAD
             if exchange.in_codec:
                 self.codec.start_next_cycle()
-            if not self._writing_paused:
-                self.deadline = self.clock.idle_deadline
-            if self.gathered is None and not self.codec_empty:
-                self._resume_parsing()
+            self._expect_head()
+            if self.phase == HEAD:
+                if self.reading_paused:
+                    self._resume_reading()
+                if self.gathered is None and not self.codec_empty:
+                    self._resume_parsing()
             return
         exchange.response_over()
         if self.reading_paused:
             self._resume_reading()
         if self.lost:
             return
-        if not exchange.keep_alive or not self.keeps_alive:
+        if not exchange.keep_alive or not self.keeps_alive or self.peer_closed:
             self._close()
         else:
             self.phase = SKIP
             self.exchange = None
             self._skipped_bytes = 0
             self.deadline = self.clock.now + self._protocol.http.body_timeout_s
+
+    def _expect_head(self) -> None:
+        """Take the next request, unless the client leaves its answers in our memory: a few bytes ask for megabytes."""
+        if self._writing_paused:
+            self.phase = STALLED
+            self.deadline = self.clock.now + self._protocol.http.write_timeout_s
+        else:
+            self.phase = HEAD
+            self.deadline = self.clock.idle_deadline
 
     def _resume_parsing(self) -> None:
         """The codec may hold bytes of later requests, from the same chunk or from since.
@@ -373,6 +392,8 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         if event is not self._codec_types.need_data:
             self.phase = RESUME
             self.loop.call_soon(self._pump_resumed, event)
+        elif self.peer_closed:
+            self._close()
         elif self._head_bytes:
             self.deadline = self.clock.now + self._protocol.http.head_timeout_s
 
@@ -384,6 +405,12 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self._pump(event)
         except (self._codec_types.remote_error, RemoteProtocolError) as error:
             self._remote_error(error)
+        if self.phase == HEAD:
+            self._expect_head()  # writing may have been paused since the event was pulled
+            if self.peer_closed:
+                self._close()
+        elif self.peer_closed and self.exchange is not None:
+            self.exchange.peer_gone()
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         """Answer a request that never became an exchange, and close."""
@@ -429,7 +456,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
     def drain(self) -> None:
         """Close now when idle, else after the response in hand."""
         self.keeps_alive = False
-        if self.phase == HEAD and not self._head_bytes and not self.lost:
+        if self.phase in (HEAD, STALLED) and not self._head_bytes and not self.lost:
             self._close()
 
     def expire(self) -> None:
