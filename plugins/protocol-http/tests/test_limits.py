@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from stellane.abc import Exchange
-from stellane.errors import BodyTooLarge, RemoteProtocolError
+from stellane.config import Config, LimitsConfig
+from stellane.errors import BodyTooLarge, ConfigError, RemoteProtocolError
+from stellane_protocol_http import HttpProtocol
+from stellane_protocol_http.codec import load_codec
 
 
 async def hello(exchange: Exchange) -> None:
@@ -51,6 +54,37 @@ def test_request_line_limit(serve: Any, split: bool) -> None:
     assert response.status == 414
     assert b"limits.request_line_bytes_max" in response.body
     assert client.closed()
+
+
+@pytest.mark.parametrize("line_bytes", [16_384, 20_000, 60_000])
+def test_a_request_line_over_the_parsers_own_limit_is_told_as_one_over_ours(serve: Any, line_bytes: int) -> None:
+    """414 and the setting's name, also when the whole head comes at once."""
+    client = serve(hello).connect()
+    client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * line_bytes))
+    response = client.response()
+    assert response.status == 414
+    assert b"limits.request_line_bytes_max = 8190" in response.body
+
+
+def test_limits_that_the_parser_cannot_reach_are_refused(codec: str, serve: Any) -> None:
+    """What it can reach is served to the last byte; more is a ConfigError, not a setting that does nothing."""
+    parser = load_codec(codec)
+    line_bytes = min(parser.line_bytes_max, 32_768)
+    fields = min(parser.fields_max, 1000)
+    server = serve(hello, limits={"request_line_bytes_max": line_bytes, "header_fields_max": fields})
+    client = server.connect()
+    client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"x" * (line_bytes - len(b"GET / HTTP/1.1"))))
+    assert client.response().status == 200
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * (fields - 1) + b"\r\n")
+    assert client.response().status == 200
+    for limits in (LimitsConfig(request_line_bytes_max=line_bytes + 1), LimitsConfig(header_fields_max=fields + 1)):
+        if codec == "zttp":
+            with pytest.raises(ConfigError, match=r'takes at most (16383|100).* http.codec to "h11"'):
+                parser.require(limits)
+            with pytest.raises(ConfigError, match="takes at most"):
+                HttpProtocol().connection_factory(lambda _: None, config=Config(limits=limits), loop=server.loop)
+        else:
+            parser.require(limits)
 
 
 def test_endless_request_line(serve: Any) -> None:

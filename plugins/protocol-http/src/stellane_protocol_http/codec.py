@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stellane.config import LimitsConfig
+from stellane.errors import ConfigError
+
 
 class HeaderFields(Protocol):
     """Request header fields as received; lookups ignore case."""
@@ -66,6 +69,20 @@ class Codec:
     remote_error: type[Exception]
     too_large: Callable[[Exception], bool]
     """Whether a `remote_error` says that a size limit of the parser was passed."""
+    line_bytes_max: int
+    """Longest request line, and longest header field, it takes, bytes without the end of the line."""
+    fields_max: int
+    """Most header fields it takes."""
+
+    def require(self, limits: LimitsConfig) -> None:
+        """Raise ConfigError for a limit that this parser would never let a request reach."""
+        for key, most in (("request_line_bytes_max", self.line_bytes_max), ("header_fields_max", self.fields_max)):
+            value = getattr(limits, key)
+            if value > most:
+                raise ConfigError(
+                    f"limits.{key} = {value}: the parser {self.name} takes at most {most}. "
+                    f'Set it to {most} or less, or http.codec to "h11", which takes more.'
+                )
 
 
 def load_codec(name: str) -> Codec:

@@ -20,7 +20,7 @@ from stellane.errors import ClientDisconnected, RemoteProtocolError
 from stellane_protocol_http import bounds
 from stellane_protocol_http.addresses import address_of
 from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too_large
-from stellane_protocol_http.head_rules import METHODS
+from stellane_protocol_http.head_rules import METHODS, line_too_long
 from stellane_protocol_http.known_heads import is_one_head
 from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP, STALLED
 from stellane_protocol_http.usual_request import UsualConnection
@@ -268,9 +268,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         if len(self._head_start) <= limits.request_line_bytes_max:
             self._head_start += data
             if b"\r\n" not in self._head_start and len(self._head_start) > limits.request_line_bytes_max:
-                raise RemoteProtocolError(
-                    f"request line over limits.request_line_bytes_max = {limits.request_line_bytes_max}", 414
-                )
+                raise line_too_long(limits.request_line_bytes_max)
         if self._head_bytes > limits.request_line_bytes_max + limits.header_bytes_max:
             raise RemoteProtocolError(f"header over limits.header_bytes_max = {limits.header_bytes_max}", 431)
 
@@ -284,12 +282,23 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self.keeps_alive = False
             exchange.fail(RemoteProtocolError(f"request body: {error}"))
             return
-        status = 400
         if self._codec_types.too_large(error):
-            line_open = b"\r\n" not in self._head_start and b"\r\n" not in data and self._head_bytes > 0
-            limits = self._protocol.limits
-            status = 414 if line_open and self._head_bytes > limits.request_line_bytes_max else 431
-        self._refuse(RemoteProtocolError(str(error), status))
+            self._refuse(self._head_too_large(data))
+        else:
+            self._refuse(RemoteProtocolError(str(error), 400))
+
+    def _head_too_large(self, data: bytes) -> RemoteProtocolError:
+        """What to say when the parser has passed a limit of its own before ours were looked at."""
+        limits = self._protocol.limits
+        # Of a head whose first chunk is this one, `_head_start` is still another's.
+        received = data if self._head_bytes == len(data) else self._head_start + data
+        if self._head_bytes and len(received.partition(b"\r\n")[0]) > limits.request_line_bytes_max:
+            return line_too_long(limits.request_line_bytes_max)
+        return RemoteProtocolError(
+            f"header over limits.header_bytes_max = {limits.header_bytes_max} or limits.header_fields_max = "
+            f"{limits.header_fields_max}, or a field over {self._codec_types.line_bytes_max} bytes",
+            431,
+        )
 
     # --- writing ------------------------------------------------------------------------------
 

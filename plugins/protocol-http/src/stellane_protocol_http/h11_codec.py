@@ -153,4 +153,6 @@ H11 = Codec(
     need_data=h11.NEED_DATA,
     remote_error=h11.RemoteProtocolError,
     too_large=lambda error: getattr(error, "error_status_hint", 400) == 431,
+    line_bytes_max=_INCOMPLETE_EVENT_BYTES_MAX,
+    fields_max=_INCOMPLETE_EVENT_BYTES_MAX,
 )

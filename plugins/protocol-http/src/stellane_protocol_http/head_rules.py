@@ -110,9 +110,7 @@ class HeadRules:
         fields = head.headers.to_list()
         line_bytes = len(head.method) + len(head.target) + len(b"  HTTP/1.1")
         if line_bytes > limits.request_line_bytes_max:
-            raise RemoteProtocolError(
-                f"request line over limits.request_line_bytes_max = {limits.request_line_bytes_max}", 414
-            )
+            raise line_too_long(limits.request_line_bytes_max)
         if len(fields) > limits.header_fields_max:
             raise RemoteProtocolError(f"more than limits.header_fields_max = {limits.header_fields_max} fields", 431)
         if sum(len(name) + len(value) + 4 for name, value in fields) > limits.header_bytes_max:
@@ -133,6 +131,11 @@ class HeadRules:
             raise RemoteProtocolError("Transfer-Encoding in an HTTP/1.0 request")
         if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
             raise RemoteProtocolError("Transfer-Encoding: only a single 'chunked' is understood", 501)
+
+
+def line_too_long(limit_bytes: int) -> RemoteProtocolError:
+    """The error of a request line over the limit."""
+    return RemoteProtocolError(f"request line over limits.request_line_bytes_max = {limit_bytes}", 414)
 
 
 def _remember(valid: set[bytes], value: bytes) -> None:

@@ -42,6 +42,7 @@ class HttpProtocol(Protocol):
         self.body_bytes_max = config.limits.body_bytes_max or (1 << 62)
         self._connections_max = config.runtime.max_connections
         self.codec_in_use = load_codec(config.http.codec)
+        self.codec_in_use.require(config.limits)
         self.codec = f"{self.codec_in_use.name}, {'compiled' if is_compiled() else 'plain Python'}"
         self.rules = HeadRules(config.limits)
         self.known_heads = KnownHeads()

@@ -20,4 +20,6 @@ ZTTP = Codec(
     need_data=zttp.NEED_DATA,
     remote_error=zttp.RemoteProtocolError,
     too_large=lambda error: "size limit" in str(error),
+    line_bytes_max=16_383,
+    fields_max=100,
 )
