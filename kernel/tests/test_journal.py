@@ -92,6 +92,22 @@ def test_begin_is_on_record_when_it_returns(open_journal: Any, tmp_path: Path) -
     assert found.first_received_ns == request.received_ns
 
 
+def test_a_reader_calls_nothing_running_behind_a_clean_end(open_journal: Any, tmp_path: Path) -> None:
+    """A stop that cut a request short leaves it pending; while the writer lives, or if it died, nobody can tell."""
+    journal = open_journal()
+    entry = journal.begin(make_request(1))
+
+    def read() -> EntryState:
+        reader = Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal(), read_only=True)
+        state = states(reader)[entry.entry_id]
+        reader.close()
+        return state
+
+    assert read() is EntryState.RUNNING
+    journal.close()
+    assert read() is EntryState.PENDING
+
+
 def test_what_a_crash_leaves(open_journal: Any) -> None:
     """Requests without an end are pending; ends are kept; attempts and a started response are known."""
     journal = open_journal()

@@ -425,7 +425,8 @@ class Journal:
             raise JournalCorrupt(text, path=self.path)
         if self.read_only:
             self.epoch = report.last_epoch
-            self._ledger.suspend(self.epoch)
+            # Behind CLEAN nothing runs any more, whatever its writer cut short.
+            self._ledger.suspend(self.epoch + 1 if report.clean else self.epoch)
             return
         self.epoch = report.last_epoch + 1
         last = checker.last_record
