@@ -170,3 +170,11 @@ def test_the_same_file_may_be_loaded_again() -> None:
 def test_as_application_names_what_it_was_given_for() -> None:
     with pytest.raises(TargetError, match=r"^TestClient is 7"):
         as_application(7, "TestClient")
+
+
+def test_a_wrong_object_is_not_printed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be os.environ, with every secret of this process in it."""
+    monkeypatch.setenv("DATABASE_PASSWORD", "s3cret-word")
+    with pytest.raises(TargetError, match="of type _Environ; a") as refused:
+        load_target("os:environ")
+    assert "s3cret-word" not in str(refused.value)

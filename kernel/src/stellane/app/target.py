@@ -50,7 +50,9 @@ def as_application(found: Any, what: str) -> Application:
         return found
     wanted = "a stellane.Server or an ASGI 3 app is needed"
     if not callable(found):
-        raise TargetError(f"{what} is {found!r}, of type {type(found).__name__}; {wanted}")
+        # No more than a number is shown: what is named by mistake may be os.environ, with secrets in it.
+        value = f"{found!r}, " if isinstance(found, int | float | None) else ""
+        raise TargetError(f"{what} is {value}of type {type(found).__name__}; {wanted}")
     positional = _positional(found)
     if inspect.isclass(found):
         if issubclass(found, Application) or positional != 1:
