@@ -81,6 +81,16 @@ def test_any_segmentation_gives_the_same_request(serve: Any, step: int) -> None:
     assert client.response().body == b"POST /x  abcdefg"
 
 
+def test_a_tls_handshake_is_refused_at_once(codec: str, serve: Any) -> None:
+    """https:// at this port: there is no end of a line to wait for, and the client should know what is wrong."""
+    client = serve(echo).connect()
+    client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 40)
+    response = client.response()
+    assert response.status == 400
+    assert b"TLS" in response.body or codec == "h11"  # which sees for itself that no request line begins so
+    assert client.closed()
+
+
 def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
     """Handlers that finish out of order still answer in order."""
 

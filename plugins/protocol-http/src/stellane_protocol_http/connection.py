@@ -20,7 +20,7 @@ from stellane.errors import ClientDisconnected, RemoteProtocolError
 from stellane_protocol_http import bounds
 from stellane_protocol_http.addresses import address_of
 from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too_large
-from stellane_protocol_http.head_rules import METHODS, line_too_long
+from stellane_protocol_http.head_rules import METHODS, line_too_long, refuse_tls
 from stellane_protocol_http.known_heads import is_one_head
 from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP, STALLED
 from stellane_protocol_http.usual_request import UsualConnection
@@ -263,6 +263,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         """Part of a head is there: it must grow to a whole one within its time and size."""
         limits = self._protocol.limits
         if self._head_bytes == len(data):
+            refuse_tls(data)
             self._head_start = b""
             self.deadline = self.clock.now + self._protocol.http.head_timeout_s
         if len(self._head_start) <= limits.request_line_bytes_max:

@@ -28,6 +28,7 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 METHODS = {
     name: name.decode() for name in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE")
 }
+_TLS_HANDSHAKE = b"\x16\x03"
 _CACHED_VALUES_MAX = 1024
 _CACHED_BYTES_MAX = 256
 
@@ -131,6 +132,12 @@ class HeadRules:
             raise RemoteProtocolError("Transfer-Encoding in an HTTP/1.0 request")
         if len(codings) > 1 or codings[0].strip().lower() != b"chunked":
             raise RemoteProtocolError("Transfer-Encoding: only a single 'chunked' is understood", 501)
+
+
+def refuse_tls(data: bytes) -> None:
+    """Raise RemoteProtocolError when a head begins as a TLS handshake does (RFC 8446 section 5.1): it never ends."""
+    if data.startswith(_TLS_HANDSHAKE):
+        raise RemoteProtocolError("a TLS handshake, and TLS is not spoken here: use http:// or a proxy that ends TLS")
 
 
 def line_too_long(limit_bytes: int) -> RemoteProtocolError:
