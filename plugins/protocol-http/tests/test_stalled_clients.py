@@ -82,6 +82,27 @@ def test_no_request_starts_behind_unread_answers(large: Any, half_close: bool) -
         assert client.response().body.startswith(b"/more")
 
 
+def test_the_last_answer_of_a_client_that_closed_its_side_ends_the_connection_once(serve: Any) -> None:
+    """asyncio's selector transport loses its protocol twice when it is closed while it resumes writing."""
+    begun: list[bytes] = []
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.respond(200, (), bytes(8_000_000))
+        begun.append(exchange.path)
+        await exchange.flushed()  # as the journal waits for it: writing resumes when nothing is left
+
+    server = serve(handler)
+    failures: list[Any] = []
+    server.call(lambda: server.loop.set_exception_handler(lambda _loop, failure: failures.append(failure)))
+    client = _connect(server)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    _settled(begun)
+    client.sock.shutdown(socket.SHUT_WR)
+    assert len(client.rest()) > 8_000_000
+    server.call(lambda: None)  # a turn later
+    assert not failures
+
+
 def test_requests_that_come_one_by_one_wait_too(large: Any) -> None:
     """Each in a packet of its own, and known by its bytes."""
     server, begun = large()

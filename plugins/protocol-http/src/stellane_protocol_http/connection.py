@@ -132,11 +132,8 @@ class H1Connection(UsualConnection, asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         if self.phase == STALLED:
-            self.phase = HEAD
-            self.deadline = self.clock.idle_deadline
-            if self.reading_paused:
-                self._resume_reading()
-            self._resume_parsing()
+            # Later, for it may close: a selector transport of asyncio that is closed in here is lost twice.
+            self.loop.call_soon(self._unstall)
         elif self.phase == LINGER:
             self.deadline = self.clock.now + bounds.LINGER_S
         else:
@@ -284,22 +281,12 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             exchange.fail(RemoteProtocolError(f"request body: {error}"))
             return
         if self._codec_types.too_large(error):
-            self._refuse(self._head_too_large(data))
+            # Of a head whose first chunk is this one, `_head_start` is still another's.
+            received = data if self._head_bytes == len(data) else self._head_start + data
+            line = received.partition(b"\r\n")[0] if self._head_bytes else b""
+            self._refuse(self._rules.head_too_large(line, self._codec_types.line_bytes_max))
         else:
             self._refuse(RemoteProtocolError(str(error), 400))
-
-    def _head_too_large(self, data: bytes) -> RemoteProtocolError:
-        """What to say when the parser has passed a limit of its own before ours were looked at."""
-        limits = self._protocol.limits
-        # Of a head whose first chunk is this one, `_head_start` is still another's.
-        received = data if self._head_bytes == len(data) else self._head_start + data
-        if self._head_bytes and len(received.partition(b"\r\n")[0]) > limits.request_line_bytes_max:
-            return line_too_long(limits.request_line_bytes_max)
-        return RemoteProtocolError(
-            f"header over limits.header_bytes_max = {limits.header_bytes_max} or limits.header_fields_max = "
-            f"{limits.header_fields_max}, or a field over {self._codec_types.line_bytes_max} bytes",
-            431,
-        )
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -385,6 +372,13 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         else:
             self.phase = HEAD
             self.deadline = self.clock.idle_deadline
+
+    def _unstall(self) -> None:
+        if self.phase == STALLED and not self._writing_paused and not self.lost:
+            self._expect_head()
+            if self.reading_paused:
+                self._resume_reading()
+            self._resume_parsing()
 
     def _resume_parsing(self) -> None:
         """The codec may hold bytes of later requests, from the same chunk or from since.

@@ -92,6 +92,20 @@ class HeadRules:
             raise RemoteProtocolError("the request target's authority differs from Host")
         return match[2] or b"/", match[3] or b""
 
+    def head_too_large(self, line: bytes, line_bytes_max: int) -> RemoteProtocolError:
+        """What to say when the parser has passed a limit of its own before ours were looked at.
+
+        `line` is the request line, as far as it came; `line_bytes_max` the longest line the parser takes.
+        """
+        limits = self._limits
+        if len(line) > limits.request_line_bytes_max:
+            return line_too_long(limits.request_line_bytes_max)
+        return RemoteProtocolError(
+            f"header over limits.header_bytes_max = {limits.header_bytes_max} or limits.header_fields_max = "
+            f"{limits.header_fields_max}, or a field over {line_bytes_max} bytes",
+            431,
+        )
+
     def _check_host(self, hosts: list[bytes], version: bytes) -> None:
         if not hosts and version == b"1.0":
             return
