@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -53,6 +54,20 @@ def test_one_worker_in_the_foreground(backend: str, stellane: Any) -> None:
     assert server.workers() == []
     server.signal(signal.SIGINT)
     assert server.wait() == 0
+
+
+def test_a_second_signal_ends_the_foreground_worker(backend: str, stellane: Any) -> None:
+    """While it waits for a client that began a request: nobody else would end it."""
+    server = stellane("native_app.py:server", "--backend", backend, "--no-supervisor")
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET / HTT")
+        assert httpx.get(f"{server.url}/").text == "index"
+        server.signal(signal.SIGINT)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                socket.create_connection(("127.0.0.1", server.port)).close()
+        server.signal(signal.SIGINT)
+        assert server.wait() == -signal.SIGINT
 
 
 def test_a_unix_socket(backend: str, stellane: Any, tmp_path: Path) -> None:

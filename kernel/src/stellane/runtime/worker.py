@@ -35,6 +35,7 @@ from stellane.runtime.application import Application
 from stellane.runtime.spine import Spine
 from stellane.supervisor.adoption import find_adopted_slots
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STARTUP = 3
 """Exit code when the application, a plugin or a resource fails at start-up."""
 
@@ -103,8 +104,8 @@ class Worker:
 
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._asked_to_stop, loop)
         if self._control is not None:
             self._control.setblocking(False)
             loop.add_reader(self._control, self._supervisor_gone)
@@ -227,6 +228,14 @@ class Worker:
                 journal.close()
             except StellaneError as error:
                 _log.error("the journal was not closed cleanly", path=str(journal.path), error=str(error))
+
+    def _asked_to_stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stop.set()
+        if self._control is None:
+            # No supervisor ends this process when its stop hangs: a second signal does.
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
 
     # --- Telling ----------------------------------------------------------------------------------
 
