@@ -130,14 +130,17 @@ class Client:
             return Response(status, headers, self._chunked())
         if b"content-length" in headers:
             length = int(headers[b"content-length"])
-            while len(self._rest) < length:
+            body, self._rest = bytearray(self._rest[:length]), self._rest[length:]
+            while len(body) < length:
                 self._more()
-            body, self._rest = self._rest[:length], self._rest[length:]
-            return Response(status, headers, body)
+                missing = length - len(body)
+                body += self._rest[:missing]
+                self._rest = self._rest[missing:]
+            return Response(status, headers, bytes(body))
         return Response(status, headers, self.rest())
 
     def _chunked(self) -> bytes:
-        body = b""
+        body = bytearray()
         while True:
             while b"\r\n" not in self._rest:
                 self._more()
@@ -146,7 +149,7 @@ class Client:
                 self._more()
             part, self._rest = self._rest[: int(size, 16)], self._rest[int(size, 16) + 2 :]
             if not part:
-                return body
+                return bytes(body)
             body += part
 
     def rest(self) -> bytes:
