@@ -14,6 +14,7 @@ More than 500 lines, because it is one state machine, whose phases are understoo
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from stellane.abc.protocol import Address
@@ -134,6 +135,13 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         else:
             self.deadline = NEVER if self.phase == BUSY else self.clock.idle_deadline
         self._wake_writers()
+
+    def let_go(self, other: int) -> None:
+        """Put the open file of the descriptor `other` in the place of the socket, in this process."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            # Not closed: the transport still has the number, and would close whatever got it next.
+            os.dup2(other, sock.fileno(), inheritable=False)
 
     # --- reading ------------------------------------------------------------------------------
 
