@@ -14,7 +14,7 @@ from bench.load import LoadResult, Request
 
 APPS = Path(__file__).resolve().parent / "apps"
 STELLANE_BACKENDS = ("asyncio", "epoll", "io_uring", "libuv")
-JOURNAL_BACKEND = "libuv"
+JOURNAL_BACKEND = "epoll"
 JOURNAL_BODY_BYTES = 512
 
 BARE = "bare-c"

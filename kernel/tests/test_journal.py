@@ -11,7 +11,14 @@ import pytest
 
 from stellane.abc import EntryState
 from stellane.errors import JournalError, JournalFull, JournalLocked, JournalPoisoned, JournalUnsupported
-from stellane.recovery.journal import LAZY_RECORDS_MAX, SNAPSHOT_BATCH_BYTES, Journal, LedgerEntry
+from stellane.recovery.journal import (
+    LAZY_RECORDS_MAX,
+    RESERVED_SNAPSHOT_BYTES_MAX,
+    ROOM_BYTES_MIN,
+    SNAPSHOT_BATCH_BYTES,
+    Journal,
+    LedgerEntry,
+)
 from stellane.recovery.payload import TRACESTATE_BYTES_MAX
 from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, decode, walk
 from stellane.testing.journal_records import make_request
@@ -396,6 +403,62 @@ def test_on_a_full_disk_requests_still_end(open_journal: Any, tmp_path: Path) ->
     engine.full = False
     third = journal.begin(make_request(4))
     assert states(open_journal()) == {second.entry_id: EntryState.DEAD, third.entry_id: EntryState.PENDING}
+
+
+class FullUntilReleased(FullEngine):
+    """Has space again once something was released, if anything `frees`."""
+
+    frees = True
+
+    def release(self, upto_seq: int) -> None:
+        super().release(upto_seq)
+        self.full = self.full and not self.frees
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_on_a_full_disk_what_has_ended_makes_room(open_journal: Any, reopened: bool) -> None:
+    """A small snapshot out of the reserve, and the request that found no space is accepted."""
+    engine = FullUntilReleased()
+    journal = open_journal(engine)
+    kept = journal.begin(make_request(1))
+    journal.done(journal.begin(make_request(2, body=bytes(ROOM_BYTES_MIN))), 200, delivered=True)
+    journal.flush()
+    if reopened:
+        engine = FullUntilReleased()
+        journal = open_journal(engine)
+    engine.full = True
+    entry = journal.begin(make_request(3))
+    assert journal.statistics().snapshots_total == 1
+    assert set(states(open_journal())) == {kept.entry_id, entry.entry_id}
+
+
+def test_room_is_made_once_when_it_frees_nothing(open_journal: Any, tmp_path: Path) -> None:
+    """The reserve does not go request after refused request."""
+    engine = FullUntilReleased()
+    engine.frees = False
+    journal = open_journal(engine)
+    journal.done(journal.begin(make_request(1, body=bytes(ROOM_BYTES_MIN))), 200, delivered=True)
+    engine.full = True
+    written = []
+    for number in (2, 3, 4):
+        with pytest.raises(JournalFull):
+            journal.begin(make_request(number))
+        written.append(types_on_disk(tmp_path))
+    assert journal.statistics().snapshots_total == 1
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize(("live_bytes", "ended_bytes"), [(RESERVED_SNAPSHOT_BYTES_MAX, ROOM_BYTES_MIN), (0, 1000)])
+def test_no_room_is_made_at_a_price(open_journal: Any, tmp_path: Path, live_bytes: int, ended_bytes: int) -> None:
+    """Not by a large snapshot, and not for little."""
+    engine = FullUntilReleased()
+    journal = open_journal(engine)
+    journal.begin(make_request(1, body=bytes(live_bytes)))
+    journal.done(journal.begin(make_request(2, body=bytes(ended_bytes))), 200, delivered=True)
+    engine.full = True
+    with pytest.raises(JournalFull):
+        journal.begin(make_request(3))
+    assert types_on_disk(tmp_path) == [RecordType.BEGIN, RecordType.BEGIN, RecordType.DONE]
 
 
 @pytest.mark.parametrize("body_bytes", [10, SNAPSHOT_BATCH_BYTES])

@@ -35,7 +35,7 @@ from stellane.config import Config
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
 from stellane.hookspecs import hookimpl
 from stellane.recovery.context import CrashInfo
-from stellane.recovery.journal import Journal, JournaledRequest
+from stellane.recovery.journal import Journal, JournaledRequest, LedgerEntry
 from stellane.recovery.recorder import MARK_AFTER_S, Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.spine import Spine
@@ -645,9 +645,8 @@ def test_a_replay_without_its_credentials_is_not_taken_for_an_answer(tmp_path: P
     assert "cookie" in entry.reason
 
 
-@pytest.mark.parametrize(("status", "headers"), [(404, ()), (302, ()), (204, [(b"cookie", b"session=x")])])
-def test_an_answer_to_the_whole_request_or_a_success_is_its_end(tmp_path: Path, status: int, headers: Any) -> None:
-    """Nothing was kept out of the journal, or the handler did not miss it."""
+def answered_with(tmp_path: Path, status: int, headers: Any, **options: Any) -> LedgerEntry:
+    """The entry of a PUT whose worker died in it, and whose replay answered `status`."""
     server = Server()
 
     @server.put("/")
@@ -662,32 +661,24 @@ def test_an_answer_to_the_whole_request_or_a_success_is_its_end(tmp_path: Path, 
         await bench.crash()
         await bench.recover()
 
-    bench = Bench(tmp_path, server)
+    bench = Bench(tmp_path, server, **options)
     run(main())
-    assert [(str(entry.state), entry.status) for entry in bench.entries()] == [("done", status)]
+    (entry,) = bench.entries()
+    return entry
+
+
+@pytest.mark.parametrize(("status", "headers"), [(404, ()), (302, ()), (204, [(b"cookie", b"session=x")])])
+def test_an_answer_to_the_whole_request_or_a_success_is_its_end(tmp_path: Path, status: int, headers: Any) -> None:
+    """Nothing was kept out of the journal, or the handler did not miss it."""
+    entry = answered_with(tmp_path, status, headers)
+    assert (str(entry.state), entry.status) == ("done", status)
 
 
 @pytest.mark.parametrize("headers", [(), [(b"cookie", b"session=x")]])
 @pytest.mark.parametrize("status", [408, 425, 429, 503])
 def test_an_answer_that_means_later_is_a_failed_attempt(tmp_path: Path, status: int, headers: Any) -> None:
     """The request is tried again, and is a dead letter when its attempts are used up."""
-    server = Server()
-
-    @server.put("/")
-    async def handler(ctx: Context, req: Request) -> Response:
-        if ctx.recovery is None:
-            raise Killed
-        return Response(status=status)
-
-    async def main() -> None:
-        await bench.start()
-        await die(bench, MemoryExchange("PUT", b"/", headers=list(headers), body=b""))
-        await bench.crash()
-        await bench.recover()
-
-    bench = Bench(tmp_path, server, max_attempts=1)
-    run(main())
-    entry = bench.entries()[0]
+    entry = answered_with(tmp_path, status, headers, max_attempts=1)
     assert str(entry.state) == "dead"
     assert [str(status) in attempt.error for attempt in entry.attempts] == [True]
 

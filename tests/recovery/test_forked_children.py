@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,16 @@ async def put(ctx, req):
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_child_keeps_neither_the_port_nor_the_journal(
+def test_a_forked_child_keeps_neither_port_nor_journal_nor_client(
     stellane: Callable[..., Any], backend: str, journal_engine: str, tmp_path: Path
 ) -> None:
-    """After kill -9 of supervisor and worker, the next start gets both while the child still lives."""
+    """After kill -9 of supervisor and worker the client sees the end, and the next start gets both, while it lives."""
     (tmp_path / "app.py").write_text(APP)
     arguments = (f"{tmp_path / 'app.py'}:server", "--backend", backend, "--workers", "1", "--journal", journal_engine)
     first = stellane(*arguments)
-    child = int(httpx.get(f"{first.url}/fork", trust_env=False, timeout=20).text)
+    client = socket.create_connection(("127.0.0.1", first.port), timeout=20)
+    client.sendall(b"GET /fork HTTP/1.1\r\nHost: a\r\n\r\n")
+    child = int(client.recv(4096).rpartition(b"\r\n")[2])
     try:
         assert httpx.put(first.url, trust_env=False, timeout=20).text == "done"
         workers = first.workers()
@@ -49,6 +53,8 @@ def test_a_forked_child_keeps_neither_the_port_nor_the_journal(
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         first.wait()
+        with client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
         second = stellane(*arguments, "--port", str(first.port))
         assert httpx.put(second.url, trust_env=False, timeout=20).text == "done"
         os.kill(child, 0)

@@ -302,6 +302,32 @@ def test_without_a_spare_half_a_segment_is_kept_for_endings(
     assert len(segments(path)) == 2
 
 
+def test_a_release_is_space_that_is_tried_at_once(opened: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after RETRY_S: the request that waits for it would be refused."""
+    engine = opened()
+    seq = 1
+    while len(engine._segments) < 2 or 2 * engine._offset <= SEGMENT_BYTES_MIN:
+        engine.append([make_record(seq, bytes(800))], seq)
+        seq += 1
+
+    def no_space(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    engine._spare.wait()
+    engine._spare.close()
+    monkeypatch.setattr("stellane_journal_file.spare.RETRY_S", 1000.0)
+    with monkeypatch.context() as full:
+        full.setattr("stellane_journal_file.spare.make_zeroed", no_space)
+        engine._spare.start()
+        with pytest.raises(JournalFull):
+            engine.append([make_record(seq, bytes(800))], seq)
+    with pytest.raises(JournalFull):
+        engine.append([make_record(seq, bytes(800))], seq)
+    engine.release(engine._segments[1].base_seq - 1)
+    engine.append([make_record(seq, bytes(800))], seq)
+    assert len(segments(path)) == 1
+
+
 def test_a_short_write_for_lack_of_space_leaves_nothing(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a batch was written when the space ended: it is wiped, JournalFull, and the engine goes on."""
     engine = opened()

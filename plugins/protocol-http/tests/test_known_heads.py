@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from typing import Any
 
+import pytest
 import zttp
 
 from stellane.abc import Exchange
+from stellane_protocol_http.connection import H1Connection
 from stellane_protocol_http.known_heads import HEAD_BYTES_MAX, HEADS_MAX, KnownHeads, is_one_head
 
 GET = b"GET /known HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -135,6 +139,52 @@ def test_a_rest_in_the_codec_is_not_forgotten_after_a_body(serve: Any) -> None:
     assert client.response().body == b"/x host=a "
     client.send(GET)
     assert client.response().body == b"/r x=GET /known HTTP/1.1,host=a "
+    client.send(b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    time.sleep(0.05)
+    client.send(b"12345GET /x HTTP/1.1\r\nHost: a\r\n\r\nGET /r HTTP/1.1\r\nX: ")
+    assert client.response().body == b"/p host=a,content-length=5 12345"
+    assert client.response().body == b"/x host=a "
+    client.send(GET)
+    assert client.response().body == b"/r x=GET /known HTTP/1.1,host=a "
+
+
+def test_a_connection_knows_heads_again_after_a_body(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first head behind it shows that the codec holds nothing; the codec does not see those after that."""
+    parsed: list[bytes] = []
+    parse = H1Connection.parse
+    monkeypatch.setattr(H1Connection, "parse", lambda self, data: (parsed.append(data), parse(self, data))[1])
+    client = serve(show).connect()
+    body = b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n12345"
+    for message in (GET, body, GET, GET, GET):
+        client.send(message)
+        assert client.response().status == 200
+    assert parsed == [GET, body, GET]
+
+
+@pytest.mark.parametrize("cut", [2, 3])
+def test_a_chunk_that_begins_with_the_end_of_a_head_holds_another_one(serve: Any, cut: int) -> None:
+    """It ends with the only empty line in it, and is not one head for all that."""
+    let_go = threading.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.path == b"/a":
+            while not let_go.is_set():
+                await asyncio.sleep(0.001)
+        await show(exchange)
+
+    client = serve(handler).connect()
+    client.send(GET)
+    assert client.response().body == b"/known host=a "
+    both = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n"
+    middle = both.index(b"\r\n\r\n") + cut
+    client.send(both[:middle])
+    time.sleep(0.05)
+    client.send(both[middle:])
+    time.sleep(0.05)
+    let_go.set()
+    assert [client.response().body for _ in range(2)] == [b"/a host=a ", b"/b host=a "]
+    client.send(GET)
+    assert client.response().body == b"/known host=a "
 
 
 def test_a_target_in_absolute_form_is_the_same_path_every_time(serve: Any) -> None:

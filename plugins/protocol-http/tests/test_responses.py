@@ -155,6 +155,19 @@ def test_invalid_responses_are_refused_whole(serve: Any, status: int, headers: A
     assert (response.status, response.body) == (500, b"refused")
 
 
+def test_fields_that_can_be_read_once_only_are_sent(serve: Any) -> None:
+    """`Headers` is any iterable, whatever the answer."""
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.respond(int(exchange.path[1:]), (field for field in [(b"x", b"1")]), b"")
+
+    client = serve(handler).connect()
+    for status in (200, 204, 304):
+        client.send(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % status)
+        response = client.response()
+        assert (response.status, response.headers[b"x"]) == (status, b"1")
+
+
 @pytest.mark.parametrize(
     "ids",
     [

@@ -48,6 +48,10 @@ LAZY_RECORDS_MAX = 256
 """Endings held back at most; one more writes them all."""
 SNAPSHOT_BATCH_BYTES = 1_048_576
 """A snapshot is appended in batches of about this size."""
+RESERVED_SNAPSHOT_BYTES_MAX = 65_536
+"""The largest snapshot that may take from the space kept for the ends of requests, when the disk is full."""
+ROOM_BYTES_MIN = 1_048_576
+"""It is only taken when at least this much may go because of it."""
 
 _log = get_logger("stellane.journal")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -99,6 +103,7 @@ class Journal:
         self._body_bytes_max = body_bytes_max
         self._snapshot_bytes = snapshot_bytes
         self._bytes_since_snapshot = 0
+        self._found_bytes = 0
         self._next_seq = 1
         self._prev_crc = 0
         self._marked_seq = 0
@@ -155,8 +160,8 @@ class Journal:
         """Record a request. When this returns the handler may start.
 
         A body over `body_bytes_max` and a tracestate over TRACESTATE_BYTES_MAX are left out.
-        Raises JournalFull (nothing was kept; answer 503), JournalPoisoned, and ValueError when
-        the head alone is over OVERHEAD_BYTES_MAX.
+        On a full disk what has ended is released first, if that may help. Raises JournalFull (nothing
+        was kept; answer 503), JournalPoisoned, and ValueError when the head alone is over OVERHEAD_BYTES_MAX.
         """
         if len(request.body) > self._body_bytes_max:
             size = request.body_bytes or len(request.body)
@@ -169,7 +174,13 @@ class Journal:
                 f"the head of this request takes {len(payload) - len(request.body)} bytes in the journal, "
                 f"more than {OVERHEAD_BYTES_MAX}"
             )
-        seq = self._append(_BEGIN, payload)
+        try:
+            seq = self._append(_BEGIN, payload)
+        except JournalFull:
+            if not self._may_make_room():
+                raise
+            self.snapshot(reserve=True)
+            seq = self._append(_BEGIN, payload)
         entry = LedgerEntry(seq, request, self.epoch, record_bytes(len(payload)))
         self._ledger.add(entry)
         return entry
@@ -260,16 +271,17 @@ class Journal:
             engine=self._engine.statistics(),
         )
 
-    def snapshot(self) -> None:
+    def snapshot(self, *, reserve: bool = False) -> None:
         """Write every live entry anew and release what came before.
 
-        A crash in the middle is harmless: until SNAP_END and the MARK after it stand, the older
-        records are all still there, and entries are known by id. Raises JournalFull, JournalPoisoned.
+        With `reserve` it may use the space kept for the ends of requests. A crash in the middle is
+        harmless: until SNAP_END and the MARK after it stand, the older records are all still there,
+        and entries are known by id. Raises JournalFull, JournalPoisoned.
         """
         try:
-            self._write_snapshot()
+            self._write_snapshot(reserve)
         finally:
-            self._bytes_since_snapshot = 0
+            self._bytes_since_snapshot = self._found_bytes = 0
 
     def close(self, clean: bool = True) -> None:
         """Close it; with `clean`, CLEAN is the last record and everything is synced. Idempotent."""
@@ -364,7 +376,16 @@ class Journal:
             # Nothing is lost: the older records stay. It is tried again snapshot_bytes later.
             _log.warning("journal: no space for a snapshot", journal=str(self.path))
 
-    def _write_snapshot(self) -> None:
+    def _may_make_room(self) -> bool:
+        """Whether a snapshot out of the reserve is small, and a lot may be released because of it.
+
+        After one that freed nothing this is False until as much was written again, so the reserve
+        does not go away bit by bit, request after refused request.
+        """
+        released = self._bytes_since_snapshot + self._found_bytes
+        return self._ledger.live_bytes <= RESERVED_SNAPSHOT_BYTES_MAX and released >= ROOM_BYTES_MIN
+
+    def _write_snapshot(self, reserve: bool) -> None:
         self.flush()
         first_seq = self._next_seq
         entries = self.entries()
@@ -375,10 +396,10 @@ class Journal:
             batch.append((RecordType.SNAP, payload))
             size += len(payload)
             if size >= SNAPSHOT_BATCH_BYTES:
-                self._append_all(batch, reserve=False)
+                self._append_all(batch, reserve=reserve)
                 batch, size = [], 0
         batch.append((RecordType.SNAP_END, encode_payload(SnapshotEnd(first_seq, len(entries)))))
-        self._append_all(batch, reserve=False)
+        self._append_all(batch, reserve=reserve)
         # Acknowledged before anything is removed; otherwise damage to SNAP_END would look torn.
         self._append_all([(RecordType.MARK, encode_payload(Mark(released=first_seq - 1)))])
         self._marked_seq = self._next_seq - 1
@@ -434,6 +455,7 @@ class Journal:
             self._opened_seq = self._next_seq = last.seq + 1
             self._prev_crc = last.crc
         self._ledger.suspend(self.epoch)
+        self._found_bytes = self._engine.statistics().bytes
         if report.torn is None and not report.corruption:
             return
         quarantine_damage(self._directory, report, self.epoch)

@@ -169,6 +169,8 @@ class FileJournal(JournalEngine):
             self._segments[0].path.unlink(missing_ok=True)
             del self._segments[0]
             self._names_changed = True
+            if self._spare is not None:
+                self._spare.space_freed()
 
     def checkpoint(self, dest: Path) -> None:
         dest.mkdir(mode=0o700)

@@ -53,6 +53,10 @@ class SpareMaker:
             self.wait()
         return self.ready
 
+    def space_freed(self) -> None:
+        """The next `retry` need not wait for RETRY_S: a spare may fit now."""
+        self._tried_s = -RETRY_S
+
     def take(self) -> int:
         """The descriptor of the spare, whose file is still at `path`."""
         descriptor, self._descriptor = self._descriptor, -1

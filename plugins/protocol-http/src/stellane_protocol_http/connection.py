@@ -8,11 +8,14 @@ taken the responses so far; no further request starts until it has).
 
 Requests on one connection are answered one at a time and in order: while an exchange is in
 hand, later bytes wait unparsed in the codec, and reading stops when too many wait.
+
+More than 500 lines, because it is one state machine, whose phases are understood together or not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from stellane.abc.protocol import Address
@@ -43,6 +46,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         self.codec = codec.connect()
         self._need_data = codec.need_data
         self._lone_head: bytes | None = None
+        self._takes_all = False
         self._request_type = codec.request_type
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.client: Address = None
@@ -73,7 +77,10 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         if phase == HEAD:
             # Until the codec has given this chunk back as one whole request, it holds something; and only what came
             # into an empty codec, in one chunk, is the request that comes out next.
-            self._lone_head = data if self.codec_empty and is_one_head(data) else None
+            one_head = is_one_head(data)
+            self._lone_head = data if self.codec_empty and one_head else None
+            # The rest of a head that has begun, too, ends where this chunk ends, unless its first bytes are that end.
+            self._takes_all = one_head and data[:1].isalpha()
             self.codec_empty = False
         elif phase == LINGER:
             return
@@ -140,6 +147,13 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self.deadline = NEVER if self.phase == BUSY else self.clock.idle_deadline
         self._wake_writers()
 
+    def let_go(self, other: int) -> None:
+        """Put the open file of the descriptor `other` in the place of the socket, in this process."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            # Not closed: the transport still has the number, and would close whatever got it next.
+            os.dup2(other, sock.fileno(), inheritable=False)
+
     # --- reading ------------------------------------------------------------------------------
 
     def _pump(self, event: Any) -> None:
@@ -167,6 +181,7 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         # Whatever happens with this head, the chunk is no other request's: remembered for a later one, it would give
         # that one's answer to every client that sends these bytes.
         lone_head, self._lone_head = self._lone_head, None
+        takes_all, self._takes_all = self._takes_all, False
         rules = self._rules
         method = METHODS.get(head.method) or rules.method(head.method)
         # A head that shares its chunk with others is at most that chunk and what came before.
@@ -190,6 +205,8 @@ class H1Connection(UsualConnection, asyncio.Protocol):
                 if exchange.plain and head.target[0] == _SLASH:
                     known = (method, head.path, head, exchange.brings_ids)
                     self._protocol.known_heads.remember(lone_head, known)
+                self.codec_empty = True
+            elif takes_all:
                 self.codec_empty = True
             self.begin(exchange)
             if self.phase == BUSY:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from stellane.abc import Protocol, ProtocolStatistics
 from stellane.abc.protocol import Begin
 from stellane.config import Config
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane_protocol_http.codec import load_codec
 from stellane_protocol_http.connection import H1Connection
 from stellane_protocol_http.head_rules import HeadRules
@@ -48,6 +50,7 @@ class HttpProtocol(Protocol):
         self.known_heads = KnownHeads()
         self.head_writer = HeadWriter(server=config.http.server_header, date=config.http.date_header)
         self._look_at_clock()
+        call_in_forked_child(self._forked)
         return lambda: H1Connection(self)
 
     def connection_opened(self, connection: H1Connection) -> bool:
@@ -80,6 +83,13 @@ class HttpProtocol(Protocol):
     def abort(self) -> None:
         for connection in list(self._connections):
             connection.abort()
+
+    def _forked(self) -> None:
+        """In a forked child: let go of the clients, who else would not see the end of a killed worker."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for connection in self._connections:
+            connection.let_go(nothing)
+        os.close(nothing)
 
     def statistics(self) -> ProtocolStatistics:
         return ProtocolStatistics(

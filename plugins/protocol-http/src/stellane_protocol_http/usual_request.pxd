@@ -29,6 +29,7 @@ cdef class UsualExchange:
     cdef public bint response_started, response_ended, body_complete, simple, watched, in_codec, brings_ids
     cdef public bint keep_alive, plain
 
+    cdef answer(self, object status, object headers, object body, tuple ids)
     cdef prepare(self, UsualConnection connection, object method, object path, object head)
 
 

@@ -115,37 +115,30 @@ class UsualExchange:
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """See `Exchange.respond`."""
+        self.answer(status, headers, body, ())
+
+    def respond_with_ids(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
+        """See `Exchange.respond_with_ids`: `ids` are put into a head that is kept without them."""
+        self.answer(status, headers, body, ids)
+
+    def answer(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
         if self.response_started:
             raise LocalProtocolError("a response was already started for this request")
+        if type(headers) is not tuple and type(headers) is not list:
+            headers = list(headers)  # what can be read once only is read twice when the head is not usual
         connection = self.connection
         body_bytes = len(body)
         if self.plain and connection.keeps_alive and body_bytes <= _joined_body_bytes_max:
             head = connection.head_writer.kept_alive(status, headers, body_bytes)
+            if head is not None and ids:
+                lines = connection.head_writer.lines(ids)
+                head = None if lines is None else head[:-2] + lines
             if head is not None:
                 self.response_started = True
                 self.response_ended = True
                 connection.answered(self, head + body)
                 return
-        self.respond_unusually(status, headers, body)
-
-    def respond_with_ids(self, status: int, headers: Headers, body: bytes, ids: Fields) -> None:
-        """See `Exchange.respond_with_ids`: `ids` are put into a head that is kept without them."""
-        if not ids:
-            self.respond(status, headers, body)
-            return
-        if self.response_started:
-            raise LocalProtocolError("a response was already started for this request")
-        connection = self.connection
-        body_bytes = len(body)
-        if self.plain and connection.keeps_alive and body_bytes <= _joined_body_bytes_max:
-            head = connection.head_writer.kept_alive(status, headers, body_bytes)
-            lines = None if head is None else connection.head_writer.lines(ids)
-            if lines is not None:
-                self.response_started = True
-                self.response_ended = True
-                connection.answered(self, head[:-2] + lines + body)
-                return
-        self.respond_unusually(status, (*headers, *ids), body)
+        self.respond_unusually(status, (*headers, *ids) if ids else headers, body)
 
 
 class UsualConnection:
