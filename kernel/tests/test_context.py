@@ -185,6 +185,15 @@ def test_ids_go_with_every_kind_of_answer(result: Any, header: str) -> None:
         assert "x-request-id" not in response.headers
 
 
+def test_an_id_that_the_handler_gives_is_the_only_one() -> None:
+    headers = {"x-request-id": "r-1", "traceparent": TRACEPARENT}
+    exchange = MemoryExchange(headers=[(name.encode(), value.encode()) for name, value in headers.items()])
+    started(serve(Response("x", headers={"X-Request-Id": "mine"})), exchange)
+    names = [name for name, _ in exchange.response_headers]
+    assert names.count(b"x-request-id") == names.count(b"traceresponse") == 1
+    assert (b"x-request-id", b"mine") in exchange.response_headers
+
+
 def test_a_journaled_request_has_the_id_it_is_on_record_with() -> None:
     """Also when the client's own was not fit to be one."""
     exchange = MemoryExchange(headers=[(b"x-request-id", b"not fit to log"), (b"idempotency-key", b"k-1")])

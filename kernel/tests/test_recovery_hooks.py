@@ -265,8 +265,18 @@ def test_journal_wish_is_the_routes() -> None:
     assert server.journal_wish("POST", b"/a") is True
     assert server.journal_wish("POST", b"/b/1") is False
     assert server.journal_wish("POST", b"/c") is None
-    assert server.journal_wish("GET", b"/a") is None
-    assert server.journal_wish("POST", b"/%zz") is None
+    assert server.journal_wish("GET", b"/a") is False
+    assert server.journal_wish("POST", b"/%zz") is False
+
+
+def test_what_no_route_answers_is_journaled_only_for_a_middleware() -> None:
+    server = Server()
+
+    @server.middleware
+    async def takes_anything(ctx: Context, req: Request, call_next: Any) -> Response:
+        return Response("taken")
+
+    assert server.journal_wish("POST", b"/anything") is None
 
 
 def test_the_dead_letter_hook_is_told() -> None:

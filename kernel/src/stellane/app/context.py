@@ -15,6 +15,8 @@ from stellane.app.trace import TraceContext, parse_traceparent, parse_tracestate
 from stellane.logging import get_logger
 from stellane.recovery.context import RecoveryContext
 
+_OWN_IDS = (b"x-request-id", b"traceresponse")
+
 
 class Context:
     """One request's surroundings, made anew for each. Ids are drawn when first asked for.
@@ -97,10 +99,11 @@ class Context:
         """The worker's resource of that name. Raises LookupError when there is none."""
         return self.resources.get(name)
 
-    def answer_fields(self) -> Fields:
+    def answer_fields(self, given: Fields = ()) -> Fields:
         """Header fields that go with every answer: the request's ids, when the request brought them.
 
-        A journaled request always has: the recorder adds them to its fields.
+        A journaled request always has: the recorder adds them to its fields. One that the handler has
+        `given` itself is left out.
         """
         exchange = self._exchange
         fields: Fields = ()
@@ -108,6 +111,9 @@ class Context:
             fields = ((b"x-request-id", self.request_id.encode("ascii")),)
         if exchange.journal_traceparent is not None or exchange.header(b"traceparent") is not None:
             fields += ((b"traceresponse", self.trace.traceparent.encode("ascii")),)
+        for name, _ in given:
+            if name in _OWN_IDS:
+                return tuple(field for field in fields if field[0] not in dict(given))
         return fields
 
     def __repr__(self) -> str:

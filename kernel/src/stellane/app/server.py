@@ -271,7 +271,7 @@ class Server(Application):
                     await self._send(exchange, ctx, as_response(result, route.handler))
                     return
                 if exchange.brings_ids:
-                    exchange.respond_with_ids(status, fields, body, ctx.answer_fields())
+                    exchange.respond_with_ids(status, fields, body, ctx.answer_fields(fields))
                 else:
                     exchange.respond(status, fields, body)
             except Exception as error:
@@ -321,7 +321,7 @@ class Server(Application):
             raise RequestTimeoutError(timeout_s) from error
 
     async def _send(self, exchange: Exchange, ctx: Context, response: Response) -> None:
-        ids = ctx.answer_fields()
+        ids = ctx.answer_fields(response.fields)
         if response.chunks is not None:
             await send_stream(exchange, response.status, response.fields + ids, response.chunks)
         else:
@@ -403,7 +403,10 @@ class Server(Application):
         route = None if table is None else table.get(path)
         if route is None:
             route, _ = self._known(method, path)
-        return None if route is None else route.journal
+        if route is None:
+            # Its 404 does nothing that could be lost, and strangers ask for a lot of them; a middleware may do more.
+            return None if self._middleware else False
+        return route.journal
 
     def has_recovery_hook(self, method: str, path: bytes) -> bool:
         return self._recovery_hooks.find(method, self._known(method, path)[0]) is not None
