@@ -13,7 +13,7 @@ import pytest
 CONNECTIONS = 32
 ROUNDS = 50
 IDLE_S = 0.6
-ENGAGE_S = 1.4
+ENGAGE_S = 1.2
 """Within which looking begins where it pays: CPU time is sampled each half second, and three windows have to agree."""
 SILENCE_S = 0.3
 IDLE_CPU_MAX = 0.005
