@@ -27,7 +27,11 @@ static int signal_event(int fd) { return write(fd, &(uint64_t){1}, sizeof(uint64
 
 static int await_event(int fd) {
     uint64_t count;
-    return read(fd, &count, sizeof count) == sizeof count;
+    ssize_t n;
+    do {
+        n = read(fd, &count, sizeof count);
+    } while (n < 0 && errno == EINTR); /* Python's signal handlers do not restart it, and here it takes long */
+    return n == sizeof count;
 }
 
 static void *sleep_and_answer(void *argument) {
@@ -47,13 +51,19 @@ static void send_elsewhere(pthread_t thread, const sleeper *self) {
     if (CPU_COUNT(&others)) pthread_setaffinity_np(thread, sizeof others, &others);
 }
 
+static void sleep_whole(long ns) {
+    struct timespec left = {0, ns};
+    while (nanosleep(&left, &left) && errno == EINTR) {
+    }
+}
+
 /* Returns how many samples there are; 0: it could not be done. */
 static int time_wakes(pthread_t thread, sleeper *self, int64_t *samples) {
     int64_t end_ns = st_now_ns() + ROUNDS_NS_MAX;
     int rounds = 0;
     while (rounds < WAKE_ROUNDS && st_now_ns() < end_ns) {
         send_elsewhere(thread, self);
-        nanosleep(&(struct timespec){0, SLEEP_NS}, NULL);
+        sleep_whole(SLEEP_NS);
         int64_t start_ns = st_now_ns();
         if (!signal_event(self->there) || !await_event(self->back)) return 0;
         samples[rounds++] = __atomic_load_n(&self->woke_ns, __ATOMIC_ACQUIRE) - start_ns;
