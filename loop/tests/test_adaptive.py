@@ -31,6 +31,12 @@ while True:
 """
 
 
+def has_quota() -> bool:
+    """Whether the cgroup may use fewer CPUs than the affinity mask has (cgroup v2, cpu.max)."""
+    path = Path("/sys/fs/cgroup/cpu.max")
+    return path.exists() and not path.read_text().startswith("max")
+
+
 def test_off_until_asked_for(loop):
     assert loop._next_wait() == (0, 1, 0)
     loop.set_adaptive_polling(50, 50)
@@ -93,6 +99,29 @@ def test_load_is_batched(run, poller):
         _, min_events, min_wait_ns = loop._next_wait()
         assert (min_wait_ns == 50_000) == (min_events > 1)
         assert min_events > 1, f"{poller}: {CONNECTIONS} busy connections were no load"
+
+    run(main())
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="not run: one CPU, which is never spare")
+@pytest.mark.skipif(has_quota(), reason="not run: a quota of CPU time, of which nothing may be left")
+def test_waits_and_cpus_are_told_to_the_controller(run):
+    """Whatever else the machine does: it leaves this loop at least what the loop itself uses."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_adaptive_polling(0, 50)
+        assert loop._adaptive_state()["wake_ns"] == 0  # only looking needs to know
+        loop.set_adaptive_polling(50)
+        first = loop._adaptive_state()
+        assert first["wake_ns"] > 0
+        assert (first["spare_cpus"], first["caught"], first["missed"]) == (0, 0, 0)
+        seen = []
+        async with asyncio.timeout(10):
+            while not (seen and seen[-1]["spare_cpus"] > 0 and any(state["missed"] for state in seen)):
+                await asyncio.sleep(0.001)
+                seen.append(loop._adaptive_state())
+        assert seen[-1]["spare_cpus"] <= len(ALLOWED) * 1.1
 
     run(main())
 
