@@ -38,7 +38,7 @@ SYSTEM_CALLS, IDLE_MEMORY = "system-calls", "idle-memory"
 SYSTEM_CALLS_LOADS = {SYSTEM_CALLS: ECHO.connections, **{f"{SYSTEM_CALLS}-{n}": n for n in (1, 8, 256)}}
 """Connections in a closed loop, by section; the bar is on the first."""
 
-console = Console(width=None if sys.stdout.isatty() else 110)
+console = Console(width=None if sys.stdout.isatty() else 130)
 
 
 @dataclass(slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.cpu import PROC, CpuReading, read_cpu
+from bench.cpu import PROC, CpuReading, busy_seconds, read_cpu
 from bench.load import LoadError, run_generator
 from bench.loops.counting import Told, ask_loop
 from bench.loops.loops import BATCHING, SPINNING, Loop, loop_named
@@ -75,11 +76,17 @@ class ModeMeasurement:
     """How long it would have looked before it slept, when the load ended; 0: it did not look."""
     wait_events: int
     """How many events it would have waited for; 1: it did not wait for a batch."""
+    others_cpus: float
+    """CPUs that neither the server nor the client used, but something did, during the load."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModeSummary:
-    """Medians over the rounds; `idle_cpu_max` is the worst, `at_work` in how many rounds the mode was in use."""
+    """Medians over the rounds; `idle_cpu_max` is the worst, `at_work` in how many rounds the mode was in use.
+
+    `p50_ratio` and `cpu_ratio` are medians of ratios to the loop out of the mode in the same round: what else the
+    machine did is more alike there than between medians. None for that loop itself, and where it did not run.
+    """
 
     row: Row
     rounds: int
@@ -90,12 +97,21 @@ class ModeSummary:
     system_calls: float
     idle_cpu_max: float
     at_work: int
+    others_cpus: float
+    p50_ratio: float | None
+    cpu_ratio: float | None
+
+
+def all_busy_seconds() -> float:
+    """Seconds that the CPUs this process may use have not been idle since boot."""
+    return sum(busy_seconds(cpu) for cpu in os.sched_getaffinity(0))
 
 
 def measure_mode(row: Row, section: ModeSection, settings: Settings, round_number: int) -> ModeMeasurement:
     """One window and the silence after it. Raises ServerError."""
     told: list[Told] = []
     used: list[CpuReading] = []
+    busy_s: list[float] = []
     workload = section.workload
     with serving(row, settings.server_cpu if section.pinned else None) as server:
         log = PROC / str(server.pid) / "cwd" / "output.txt"
@@ -103,8 +119,10 @@ def measure_mode(row: Row, section: ModeSection, settings: Settings, round_numbe
         def at_start() -> None:
             told.append(ask_loop(server.pid, log))
             used.append(read_cpu(server.pid))
+            busy_s.append(all_busy_seconds())
 
         def at_end() -> None:
+            busy_s.append(all_busy_seconds())
             used.append(read_cpu(server.pid))
             told.append(ask_loop(server.pid, log))
             for silence_s in (SETTLE_S, IDLE_S):
@@ -134,6 +152,7 @@ def measure_mode(row: Row, section: ModeSection, settings: Settings, round_numbe
         idle_cpu=used[3].since(used[2]) / IDLE_S,
         spin_us=last.next_wait[0] / 1000,
         wait_events=last.next_wait[1],
+        others_cpus=max(0.0, busy_s[1] - busy_s[0] - cpu_s - (load.generator_cpu_s or 0.0)) / load.elapsed_s,
     )
 
 
@@ -146,11 +165,21 @@ def measure_section(section: ModeSection, rows: Sequence[Row], settings: Setting
     ]
 
 
+def paired_with(
+    of_row: Sequence[ModeMeasurement], measurements: Sequence[ModeMeasurement]
+) -> list[tuple[ModeMeasurement, ModeMeasurement]]:
+    """Each measurement of a row in a mode with that of the same round out of it."""
+    off = {(m.row, m.round): m for m in measurements if "+" not in m.row}
+    pairs = ((m, off.get((m.row.partition("+")[0], m.round))) for m in of_row if "+" in m.row)
+    return [(m, other) for m, other in pairs if other is not None]
+
+
 def summarize_modes(rows: Sequence[Row], measurements: Sequence[ModeMeasurement]) -> list[ModeSummary]:
     """One summary a row, in the order of `rows`."""
     summaries = []
     for row in rows:
         of_row = [m for m in measurements if m.row == row.name]
+        pairs = paired_with(of_row, measurements)
         summaries.append(
             ModeSummary(
                 row=row,
@@ -162,6 +191,9 @@ def summarize_modes(rows: Sequence[Row], measurements: Sequence[ModeMeasurement]
                 system_calls=statistics.median(m.system_calls for m in of_row),
                 idle_cpu_max=max(m.idle_cpu for m in of_row),
                 at_work=sum(m.spin_us > 0 or m.wait_events > 1 for m in of_row),
+                others_cpus=statistics.median(m.others_cpus for m in of_row),
+                p50_ratio=statistics.median(m.p50_us / off.p50_us for m, off in pairs) if pairs else None,
+                cpu_ratio=statistics.median(m.cpu_us / off.cpu_us for m, off in pairs) if pairs else None,
             )
         )
     return summaries

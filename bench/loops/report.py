@@ -87,18 +87,20 @@ def memory_table(found: Sequence[IdleMemory], connections: int) -> Table:
 
 def modes_table(title: str, summaries: Sequence[ModeSummary]) -> Table:
     """A mode on and off: latency, CPU time and system calls a request, and CPU time without any."""
-    off = {loop_of(s.row): s for s in summaries}
-    table = _table(title, "", "p50 µs", "p99 µs", "CPU µs", "x off", "a second", "calls", "idle CPU", "at work")
+    columns = ("p50 µs", "x off", "p99 µs", "CPU µs", "x off", "a second", "calls", "idle CPU", "others", "at work")
+    table = _table(title, "", *columns)
     for s in summaries:
         table.add_row(
             s.row.title,
             f"{s.p50_us:.1f}",
+            "-" if s.p50_ratio is None else f"{s.p50_ratio:.2f}",
             f"{s.p99_us:.1f}",
             f"{s.cpu_us:.3f}",
-            _ratio(s.cpu_us, off[loop_of(s.row).partition("+")[0]].cpu_us),
+            "-" if s.cpu_ratio is None else f"{s.cpu_ratio:.2f}",
             f"{s.requests_per_s:,.0f}",
             f"{s.system_calls:.3f}",
             f"{s.idle_cpu_max:.1%}",
+            f"{s.others_cpus:.2f}",
             f"{s.at_work} of {s.rounds}" if "+" in s.row.name else "-",
         )
     return table

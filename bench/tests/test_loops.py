@@ -22,7 +22,7 @@ from bench.loops.__main__ import Run, all_rows, main
 from bench.loops.bars import all_held, check_bars, check_idle, check_system_calls
 from bench.loops.counting import Witness, count, find_witness, has_open, parse_total
 from bench.loops.loops import LOOPS, MODES
-from bench.loops.modes import SECTIONS, ModeSection, measure_mode, measure_section, summarize_modes
+from bench.loops.modes import SECTIONS, ModeMeasurement, ModeSection, measure_mode, measure_section, summarize_modes
 from bench.loops.workloads import ECHO, WORKLOADS, rows_of
 from bench.measure import Settings
 from bench.rows import Row
@@ -287,6 +287,21 @@ def test_loop_that_does_not_sleep_when_idle_is_found(tmp_path: Path) -> None:
     assert summary.at_work == 1
     outcomes = check_idle({"stellane-epoll+spin": found.idle_cpu, "stellane-io_uring+spin": 0.0}, "adaptive-polling")
     assert [outcome.held for outcome in outcomes] == [False, True]
+
+
+def test_a_mode_is_compared_round_by_round() -> None:
+    """The machine was twice as slow in the second round: the mode takes half the time in each, and twice the CPU."""
+    off, on = SECTIONS[0].rows()[:2]
+
+    def measured(row: Row, round_number: int, p50_us: float, cpu_us: float) -> ModeMeasurement:
+        return ModeMeasurement(row.name, round_number, 1000, cpu_us, 1.0, p50_us, p50_us, 1.0, 0.0, 0.0, 1, 0.0)
+
+    found = [measured(off, 0, 10, 4), measured(on, 0, 5, 8), measured(off, 1, 20, 8), measured(on, 1, 10, 16)]
+    found.append(measured(on, 2, 99, 99))  # without the other it is compared with nothing
+    plain, spinning = summarize_modes([off, on], found)
+    assert (plain.p50_ratio, plain.cpu_ratio) == (None, None)
+    assert (spinning.p50_ratio, spinning.cpu_ratio) == (0.5, 2.0)
+    assert spinning.rounds == 3
 
 
 PERF = "# started\n\n137710,,raw_syscalls:sys_enter,1001234,100.00,,\n"

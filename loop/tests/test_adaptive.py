@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 CONNECTIONS = 32
 ROUNDS = 50
 IDLE_S = 0.6
+ENGAGE_S = 1.2
+"""Within which looking begins where it pays: CPU time is sampled each half second, and three windows have to agree."""
+SILENCE_S = 0.3
+IDLE_CPU_MAX = 0.005
+ALLOWED = os.sched_getaffinity(0)
+
+CLIENT = """
+import socket, sys
+peer = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+message = b"x" * 64
+while True:
+    peer.sendall(message)
+    if not peer.recv(64):
+        break
+"""
+
+
+def has_quota() -> bool:
+    """Whether the cgroup may use fewer CPUs than the affinity mask has (cgroup v2, cpu.max)."""
+    path = Path("/sys/fs/cgroup/cpu.max")
+    return path.exists() and not path.read_text().startswith("max")
 
 
 def test_off_until_asked_for(loop):
@@ -78,6 +103,29 @@ def test_load_is_batched(run, poller):
     run(main())
 
 
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="not run: one CPU, which is never spare")
+@pytest.mark.skipif(has_quota(), reason="not run: a quota of CPU time, of which nothing may be left")
+def test_waits_and_cpus_are_told_to_the_controller(run):
+    """Whatever else the machine does: it leaves this loop at least what the loop itself uses."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_adaptive_polling(0, 50)
+        assert loop._adaptive_state()["wake_ns"] == 0  # only looking needs to know
+        loop.set_adaptive_polling(50)
+        first = loop._adaptive_state()
+        assert first["wake_ns"] > 0
+        assert (first["spare_cpus"], first["caught"], first["missed"]) == (0, 0, 0)
+        seen = []
+        async with asyncio.timeout(10):
+            while not (seen and seen[-1]["spare_cpus"] > 0 and any(state["missed"] for state in seen)):
+                await asyncio.sleep(0.001)
+                seen.append(loop._adaptive_state())
+        assert seen[-1]["spare_cpus"] <= len(ALLOWED) * 1.1
+
+    run(main())
+
+
 def test_idle_costs_nothing(run):
     """An idle loop sleeps, whatever it did while it was busy."""
 
@@ -89,6 +137,72 @@ def test_idle_costs_nothing(run):
         return time.process_time() - before
 
     assert run(main()) < IDLE_S / 5
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+def idle_and_own_s() -> float:
+    """CPU time that the CPUs of this process idled, and that this thread used, since some time, seconds."""
+    names = {f"cpu{number}" for number in ALLOWED}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    ticks = sum(int(fields[4]) + int(fields[5]) for fields in lines if fields[0] in names)
+    return ticks / os.sysconf("SC_CLK_TCK") + time.thread_time()
+
+
+async def until_it_looks(loop) -> str:
+    """Wait for the loop to look; why it had no reason to, when it does not, and nothing when it had."""
+    caught = missed = 0
+    most_spare = 0.0
+    begin_s, spare_s = time.monotonic(), idle_and_own_s()
+    while time.monotonic() < begin_s + ENGAGE_S:
+        await asyncio.sleep(0.02)
+        if loop._next_wait()[0] > 0:
+            return ""
+        state = loop._adaptive_state()
+        caught, missed = caught + state["caught"], missed + state["missed"]
+        most_spare = max(most_spare, state["spare_cpus"])
+    spare = (idle_and_own_s() - spare_s) / (time.monotonic() - begin_s)
+    if spare < 1.4:  # one of the two samples that the loop took may have been a third of a CPU less
+        return f"others left {spare:.1f} CPUs of {len(ALLOWED)}, and it takes the loop's own and some of another"
+    if caught < 50:
+        return f"it hardly waits: {caught + missed} waits seen; the client seems to share its CPU"
+    if caught < 10 * missed:
+        us = 2 * loop._adaptive_state()["wake_ns"] // 1000
+        return f"the client's answers take longer than a look of {us} us: {caught} of {caught + missed} do not"
+    raise AssertionError(f"{spare:.1f} CPUs spare ({most_spare:.1f} seen), {caught} of {caught + missed} waits short")
+
+
+def test_dense_requests_are_looked_for_and_silence_is_not(loop):
+    """One client that asks as soon as it has its answer, while a CPU is spare; and then nobody."""
+
+    async def main() -> None:
+        loop.set_adaptive_polling()
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        client = await asyncio.create_subprocess_exec(sys.executable, "-c", CLIENT, str(port))
+        try:
+            reason = await until_it_looks(loop)
+        finally:
+            client.kill()
+            await client.wait()
+        server.close()
+        await asyncio.sleep(0.05)
+        before_s, begin_s = time.process_time(), time.monotonic()
+        for _ in range(3):
+            await asyncio.sleep(SILENCE_S / 3)
+        used = (time.process_time() - before_s) / (time.monotonic() - begin_s)
+        assert used <= IDLE_CPU_MAX, f"{used:.2%} of a CPU while nothing happened"
+        assert loop._next_wait()[0] == 0
+        if reason:
+            pytest.skip(f"not run: {reason}")
+
+    loop.run_until_complete(main())
 
 
 def test_idle_after_a_load_that_was_batched_is_sleep(loop, poller):

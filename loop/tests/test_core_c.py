@@ -125,11 +125,18 @@ def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("program", ["test_uring", "test_files", "test_adapt"])
+@pytest.mark.parametrize("program", ["test_uring", "test_files"])
 def test_io_uring(program: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Rings too small, older kernels, starvation, restrictions; files whatever goes wrong."""
     needed("io_uring", uring)
     run(build(program, variant), "io_uring")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("program", ["test_adapt", "test_machine"])
+def test_control(program: str, variant: str, build: Callable[[str, str], Path]) -> None:
+    """When a loop looks before it sleeps and waits for several events; no poller is needed for that."""
+    run(build(program, variant), "epoll")
 
 
 def test_probe(build: Callable[[str, str], Path], uring: str | None) -> None:

@@ -169,14 +169,15 @@ static int wait_ns(st_epoll *poller, int64_t timeout_ns) {
 
 /* As wait_ns, but looks for spin_ns before it sleeps. */
 static int spin_and_wait_ns(st_epoll *poller, int64_t timeout_ns, int64_t spin_ns) {
-    int64_t end_ns = st_spin_end_ns(spin_ns, timeout_ns);
+    int64_t begin_ns = st_now_ns(), end_ns = st_spin_end_ns(begin_ns, spin_ns, timeout_ns), now_ns;
     do {
         int count = epoll_wait(poller->epoll_fd, poller->events, ST_EPOLL_EVENTS_MAX, 0);
         if (count) return count;
         poller->counted.waits++;
         poller->counted.system_calls++;
-    } while (st_now_ns() < end_ns);
-    return wait_ns(poller, timeout_ns);
+        now_ns = st_now_ns();
+    } while (now_ns < end_ns);
+    return wait_ns(poller, st_timeout_left_ns(timeout_ns, now_ns - begin_ns));
 }
 
 static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns) {
@@ -190,9 +191,11 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     poller->counted.waits++;
     poller->counted.system_calls++;
     if (timeout_ns) base->sink.block_begin(base->sink.context);
+    int64_t begin_ns = timeout_ns && base->times_waits ? st_now_ns() : 0;
     int count = timeout_ns && base->spin_ns ? spin_and_wait_ns(poller, timeout_ns, base->spin_ns)
                                             : wait_ns(poller, timeout_ns);
     int error = count < 0 ? errno : 0;
+    base->waited_ns = begin_ns ? st_now_ns() - begin_ns : 0;
     if (timeout_ns) base->sink.block_end(base->sink.context);
     if (error) return -error;
     size_t again = poller->again.count;

@@ -140,6 +140,10 @@ struct st_poller {
     const st_poller_ops *ops;
     st_sink sink;
     int64_t spin_ns; /* a turn that would sleep looks for events this long first, the lock released; 0: it does not */
+    /* How long the last turn waited, looking and asleep, without the callbacks and without waiting for the lock; 0 where
+     * it did not wait. Kept only while times_waits is set: it is two looks at the clock. */
+    int64_t waited_ns;
+    uint8_t times_waits;
 };
 struct st_stream {
     st_poller *poller;

@@ -235,7 +235,7 @@ int st_ring_enter(st_ring *ring, unsigned wait, int64_t timeout_ns, uint32_t min
 }
 
 int st_ring_spin(st_ring *ring, int64_t spin_ns, int64_t timeout_ns) {
-    int64_t end_ns = st_spin_end_ns(spin_ns, timeout_ns);
+    int64_t end_ns = st_spin_end_ns(st_now_ns(), spin_ns, timeout_ns);
     int error = st_ring_enter(ring, 0, 0, 0);
     while (!error) {
         if (st_ring_ready(ring) > 0 || st_ring_work_waits(ring)) return 1;

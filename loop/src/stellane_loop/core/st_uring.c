@@ -1,6 +1,7 @@
 /* The io_uring poller: its life, its turn, wake-ups, and moving to another thread or a forked child. */
 #define _GNU_SOURCE
 #include "st_uring.h"
+#include "st_clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -223,6 +224,16 @@ static bool something_waits(st_uring *poller) {
            poller->small.starved_first != NULL || st_ring_ready(&poller->ring) > 0 || st_uring_files_wait(poller);
 }
 
+/* Submits and looks; what is left to wait for, and how long, is in wait and timeout_ns. Negative: -errno. */
+static int look(st_uring *poller, unsigned *wait, int64_t *timeout_ns) {
+    int64_t begin_ns = st_now_ns();
+    int found = st_ring_spin(&poller->ring, poller->base.spin_ns, *timeout_ns);
+    *timeout_ns = st_timeout_left_ns(*timeout_ns, st_now_ns() - begin_ns);
+    if (found > 0)
+        *wait = 0;
+    return found;
+}
+
 static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns) {
     const st_sink *sink = &poller->base.sink;
     unsigned wait = timeout_ns == 0 || something_waits(poller) ? 0 : 1;
@@ -238,11 +249,11 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
     bool blocks = wait > 0;
     if (blocks)
         sink->block_begin(sink->context);
-    int error = blocks && poller->base.spin_ns > 0 ? st_ring_spin(&poller->ring, poller->base.spin_ns, timeout_ns) : 0;
-    if (error > 0)
-        wait = 0;
+    int64_t begin_ns = blocks && poller->base.times_waits ? st_now_ns() : 0;
+    int error = blocks && poller->base.spin_ns > 0 ? look(poller, &wait, &timeout_ns) : 0;
     if (error >= 0)
         error = st_ring_enter(&poller->ring, wait, timeout_ns, min_wait_us);
+    poller->base.waited_ns = begin_ns ? st_now_ns() - begin_ns : 0;
     if (blocks)
         sink->block_end(sink->context);
     if (error == -EBUSY || error == -EAGAIN)

@@ -75,6 +75,8 @@ cdef extern from "core/st_poller.h":
         const st_poller_ops *ops
         st_sink sink
         int64_t spin_ns
+        int64_t waited_ns
+        unsigned char times_waits
 
     st_poller *st_epoll_new(const st_sink *, int *) noexcept
 
