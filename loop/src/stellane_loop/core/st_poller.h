@@ -129,6 +129,8 @@ typedef struct st_poller_ops {
     int (*file_sync)(st_poller *, int fd, int data_only, void *owner);
 
     void (*statistics)(st_poller *, st_poller_statistics *);
+    /* The loop begins to run, in this thread, and no other uses the poller until settle(). NULL where it makes no difference. */
+    void (*begin)(st_poller *);
     /* The loop stops running, maybe for long: what waits for the next turn (sends, cancellations) leaves now. No callbacks.
      * NULL where nothing ever waits. */
     void (*settle)(st_poller *);
