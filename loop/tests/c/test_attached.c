@@ -1,4 +1,4 @@
-/* The ring's descriptor registered with the thread that runs (io_uring): only while it runs, and never in the way of others. */
+/* The ring registered with the thread that runs (io_uring): only while it runs, and never in the way of others. */
 #define _GNU_SOURCE
 #include <netinet/in.h>
 #include <pthread.h>

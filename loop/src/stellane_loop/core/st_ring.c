@@ -197,7 +197,7 @@ int st_ring_notify(st_ring *ring, int eventfd) { return sys_register(ring, ST_RE
 
 unsigned st_ring_queued(const st_ring *ring) { return ring->sq_tail - load_acquire(ring->kernel_sq_head); }
 
-bool st_ring_taken(const st_ring *ring, unsigned tail) { return (int)(load_acquire(ring->kernel_sq_head) - tail) >= 0; }
+unsigned st_ring_taken(const st_ring *ring) { return load_acquire(ring->kernel_sq_head); }
 
 unsigned st_ring_room(const st_ring *ring) { return ring->sq_entries - st_ring_queued(ring); }
 

@@ -62,8 +62,8 @@ unsigned st_ring_room(const st_ring *ring);
 /* A zeroed entry. There must be room: what is taken will be submitted. */
 st_uring_sqe *st_ring_sqe(st_ring *ring);
 unsigned st_ring_queued(const st_ring *ring);
-/* Whether the kernel has taken everything up to a tail, ring->sq_tail as it once was. */
-bool st_ring_taken(const st_ring *ring, unsigned tail);
+/* How far the kernel has taken entries, counted as ring->sq_tail is. */
+unsigned st_ring_taken(const st_ring *ring);
 
 /* Submits what is queued and runs what the kernel deferred. With wait > 0 blocks until that many completions
  * are there, or 1 after min_wait_us, at most timeout_ns (< 0: no limit). 0: completions were there, or the time is up. */

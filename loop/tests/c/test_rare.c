@@ -1,0 +1,95 @@
+/* What the kernel or the memory does so rarely that it is played here, inside the io_uring poller. */
+#define _GNU_SOURCE
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "harness.h"
+#include "st_uring.h"
+
+static owner *to_be_closed;
+
+static void close_another(owner *self, ssize_t n, size_t rest) {
+    (void)self, (void)n, (void)rest;
+    if (to_be_closed != NULL)
+        to_be_closed->poller->ops->stream_close(to_be_closed->stream, 0);
+    to_be_closed = NULL;
+}
+
+static void send_quietly(owner *self, const char *bytes, size_t n) {
+    CHECK_EQ(send_bytes(self, bytes, n), 0);
+    CHECK(st_uring_stream_flush((st_uring_stream *)self->stream));
+}
+
+/* One send is over, another was not taken yet, and the first one's owner has that done: it is not over for being silent. */
+static void test_a_send_taken_while_others_are_reported(void) {
+    static char filler[65536], got[sizeof filler];
+    int fds[3][2];
+    owner *all[3];
+    st_poller *poller = new_poller();
+    st_ring *ring = &((st_uring *)poller)->ring;
+    for (int i = 0; i < 3; i++) {
+        unix_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+    }
+    poller->ops->stream_read_start(all[2]->stream, ST_READ_COPY);
+    turn(poller, 0);
+    size_t filled = 0;
+    for (ssize_t n; (n = send(fds[1][0], filler, sizeof filler, MSG_DONTWAIT)) > 0;)
+        filled += (size_t)n;
+    send_quietly(all[0], "over", 4);
+    CHECK_EQ(st_ring_enter(ring, 0, 0, 0), 0);
+    send_quietly(all[1], "there is no room", 16);
+    CHECK_EQ(st_ring_queued(ring), 1);
+    all[0]->on_sent = close_another;
+    to_be_closed = all[2];
+    st_uring_quiet_over((st_uring *)poller);
+    CHECK_EQ(all[0]->sends_over, 1);
+    CHECK_EQ(st_ring_queued(ring), 0);
+    CHECK_EQ(all[1]->sends_over, 0);
+    all[1]->stream->sent_awaited = 1;
+    for (size_t left = filled; left > 0;) {
+        ssize_t n = recv(fds[1][1], got, left < sizeof got ? left : sizeof got, 0);
+        CHECK(n > 0);
+        left -= (size_t)n;
+    }
+    TURN_UNTIL(poller, all[1]->sends_over == 1);
+    read_exactly(fds[1][1], got, 16);
+    CHECK(memcmp(got, "there is no room", 16) == 0);
+    TURN_UNTIL(poller, all[2]->closed);
+    free_owner(all[2]);
+    for (int i = 0; i < 3; i++) {
+        if (i < 2)
+            close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* No memory for bytes that nobody reads is the end of a stream. What comes after them is not told as if it came next. */
+static void test_nothing_follows_a_hole(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 0);
+    st_uring_stream *stream = (st_uring_stream *)self->stream;
+    stream->ended = true;
+    stream->end_result = -ENOMEM;
+    CHECK(write(fds[1], "behind", 6) == 6);
+    TURN_UNTIL(poller, count(poller).receives > 0);
+    CHECK_EQ(self->bytes, 0);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    TURN_UNTIL(poller, self->ended);
+    CHECK_EQ(self->end_result, -ENOMEM);
+    CHECK_EQ(self->bytes, 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {TEST(a_send_taken_while_others_are_reported), TEST(nothing_follows_a_hole)};
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
