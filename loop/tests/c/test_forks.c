@@ -357,6 +357,42 @@ static void test_many_sent(void) {
     poller->ops->free(poller);
 }
 
+static void fork_in_part(owner *self, ssize_t n, size_t rest) {
+    (void)rest;
+    CHECK(n > 0);
+    fork_once(self->poller);
+}
+
+/* Sends of which a part leaves: on io_uring their reports are looked for among all completions. */
+static void test_partly_sent(void) {
+    enum { BYTES = 16000 };
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2], smallest = 1;
+    static char data[BYTES], got[BYTES];
+    size_t total = 0;
+    for (int i = 0; i < MANY; i++) {
+        unix_pair(fds[i]);
+        CHECK(setsockopt(fds[i][0], SOL_SOCKET, SO_SNDBUF, &smallest, sizeof smallest) == 0);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->on_sent = fork_in_part;
+        CHECK_EQ(send_bytes(all[i], data, BYTES), 0);
+    }
+    for (double until = now_s() + 10; total < MANY * BYTES;) {
+        CHECK(now_s() < until);
+        turned(poller, poller->ops->turn(poller, 1000000, 1, 0));
+        for (int i = 0; i < MANY; i++) {
+            ssize_t n = recv(fds[i][1], got, BYTES, MSG_DONTWAIT);
+            total += n > 0 ? (size_t)n : 0;
+        }
+    }
+    for (int i = 0; i < MANY; i++) {
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
 static void test_file_done(void) {
     st_poller *poller = new_poller();
     if (poller->ops->file_write != NULL) {
@@ -411,6 +447,7 @@ int main(int argc, char **argv) {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
         TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
+        TEST(partly_sent),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

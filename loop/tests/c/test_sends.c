@@ -147,6 +147,38 @@ static void test_close_during_send_and_receive(void) {
     poller->ops->free(poller);
 }
 
+static void close_and_keep(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0);
+    if (rest == 0)
+        self->poller->ops->stream_close(self->stream, 1);
+}
+
+/* Who closes when the last bytes have left, and keeps the descriptor, keeps it as it is: the end that was asked for is off. */
+static void test_closed_before_its_shutdown(void) {
+    st_poller *poller = new_poller();
+    int fds[2], small = 4096;
+    static char data[200000], got[sizeof data];
+    unix_pair(fds);
+    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_sent = close_and_keep;
+    CHECK_EQ(send_bytes(self, data, sizeof data), 0);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    size_t n = 0;
+    for (double until = now_s() + 10; !self->closed && now_s() < until;) {
+        turn(poller, 1);
+        ssize_t more = recv(fds[1], got + n, sizeof got - n, MSG_DONTWAIT);
+        n += more > 0 ? (size_t)more : 0;
+    }
+    CHECK_EQ(self->closed, 1);
+    CHECK(write(fds[0], "more", 4) == 4);
+    read_exactly(fds[1], got, sizeof got - n + 4);
+    free_owner(self);
+    close(fds[0]);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -156,6 +188,7 @@ int main(int argc, char **argv) {
         TEST(send_pipe),
         TEST(send_to_nobody),
         TEST(close_during_send_and_receive),
+        TEST(closed_before_its_shutdown),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }
