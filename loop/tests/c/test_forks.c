@@ -417,6 +417,36 @@ static void test_file_done(void) {
 }
 
 /* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
+/* What is written in the child, to a connection that it only inherited, is not the parent's to answer for. */
+static void test_nothing_is_sent_in_the_child(void) {
+    static const char small[] = "child", large[100000];
+    st_poller *poller = new_poller();
+    int fds[2];
+    char got[10];
+    owner *self = receiver(poller, fds, ST_READ_COPY);
+    turn(poller, 0);
+    pid_t child = fork();
+    if (child == 0) {
+        poller->ops->after_fork(poller);
+        CHECK(send_bytes(self, small, sizeof small) < 0);
+        CHECK(send_bytes(self, large, sizeof large) < 0);
+        CHECK(poller->ops->stream_shutdown(self->stream) < 0);
+        poller->ops->stream_close(self->stream, 0);
+        poller->ops->free(poller);
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(recv(fds[1], got, sizeof got, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+    CHECK(send_bytes(self, "parent", 6) >= 0);
+    turn(poller, 0);
+    read_exactly(fds[1], got, 6);
+    CHECK(memcmp(got, "parent", 6) == 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 static void test_wake_in_the_child(void) {
     st_poller *poller = new_poller();
     turn(poller, 0);
@@ -447,7 +477,7 @@ int main(int argc, char **argv) {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
         TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
-        TEST(partly_sent),
+        TEST(partly_sent), TEST(nothing_is_sent_in_the_child),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

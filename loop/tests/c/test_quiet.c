@@ -169,6 +169,35 @@ static void test_more_before_it_leaves(void) {
     poller->ops->free(poller);
 }
 
+static int refused;
+
+static void more_to_others(owner *self, ssize_t n, size_t rest) {
+    (void)n, (void)rest;
+    for (int i = 0; i < STREAMS; i++)
+        if (all[i] != self)
+            refused += self->poller->ops->stream_send_more(all[i]->stream, "lost", 4) == -EBUSY;
+}
+
+/* Nor is more taken by a send that has left, and only was not reported yet. */
+static void test_more_while_others_are_reported(void) {
+    if (!on_uring())
+        return;
+    st_poller *poller = answering();
+    turn(poller, 0);
+    for (int i = 0; i < STREAMS; i++) {
+        char got[6];
+        TURN_UNTIL(poller, all[i]->sends_over == 1);
+        read_exactly(fds[i][1], got, sizeof got);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        all[i]->on_sent = more_to_others;
+        CHECK_EQ(send_bytes(all[i], "again!", 6), 0);
+    }
+    TURN_UNTIL(poller, all[STREAMS - 1]->sends_over == 2);
+    CHECK_EQ(refused, STREAMS * (STREAMS - 1));
+    done(poller);
+}
+
 enum { PIECE = 10000, PIECES_MAX = 10000 };
 static char pattern[PIECE * 4];
 
@@ -313,6 +342,7 @@ int main(int argc, char **argv) {
         TEST(told_when_the_loop_runs_again),
         TEST(told_in_another_thread),
         TEST(more_before_it_leaves),
+        TEST(more_while_others_are_reported),
         TEST(small_send_to_a_full_socket),
         TEST(short_sends_and_overflow),
         TEST(small_send_to_nobody),

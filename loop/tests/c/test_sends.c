@@ -121,6 +121,55 @@ static void test_send_to_nobody(void) {
     poller->ops->free(poller);
 }
 
+/* The end is asked for again when what was in flight has left; by then the peer may be gone. */
+static void test_shutdown_twice(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    struct linger abort_it = {1, 0};
+    setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
+    close(fds[1]);
+    for (double until = now_s() + 10; shutdown(fds[0], SHUT_WR) == 0 && now_s() < until;)
+        turn(poller, 1);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    close_stream(self);
+    poller->ops->free(poller);
+}
+
+/* A send waits for room while reading stops and begins again: it waits once, and its stream can be closed. */
+static void test_reading_beside_a_blocked_send(void) {
+    st_poller *poller = new_poller();
+    enum { BYTES = 8 << 20 };
+    char *data = calloc(1, BYTES);
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(send_bytes(self, data, BYTES), 0);
+    for (int i = 0; i < 10; i++) {
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        turn(poller, 0);
+        poller->ops->stream_read_stop(self->stream);
+        turn(poller, 0);
+        CHECK(count(poller).in_flight <= 2);
+    }
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    size_t n = 0;
+    for (double until = now_s() + 10; n < BYTES && now_s() < until;) {
+        ssize_t more = recv(fds[1], data, BYTES, MSG_DONTWAIT);
+        n += more > 0 ? (size_t)more : 0;
+        turn(poller, 1);
+    }
+    CHECK_EQ(n, BYTES);
+    CHECK_EQ(self->sends_over, 1);
+    close_stream(self);
+    CHECK_EQ(count(poller).in_flight, 0);
+    close(fds[1]);
+    free(data);
+    poller->ops->free(poller);
+}
+
 /* The memory of a send is free when the stream is closed: freed here, so that a late access is seen. */
 static void test_close_during_send_and_receive(void) {
     st_poller *poller = new_poller();
@@ -189,6 +238,8 @@ int main(int argc, char **argv) {
         TEST(send_to_nobody),
         TEST(close_during_send_and_receive),
         TEST(closed_before_its_shutdown),
+        TEST(shutdown_twice),
+        TEST(reading_beside_a_blocked_send),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -100,6 +100,8 @@ static void test_directions(void) {
 
 static void test_not_pollable(void) {
     st_poller *poller = new_poller();
+    turn(poller, 0);
+    int before = open_descriptors();
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC), folder = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int file = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), event = eventfd(0, EFD_CLOEXEC);
     int refused[] = {null, folder, file}, errors[] = {-EPERM, -EPERM, -EPERM};
@@ -120,6 +122,7 @@ static void test_not_pollable(void) {
     close(folder);
     close(file);
     close(event);
+    CHECK_EQ(open_descriptors(), before);
     poller->ops->free(poller);
 }
 

@@ -227,7 +227,7 @@ int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
 
 int st_uring_stream_shutdown(st_stream *base) {
     st_uring_stream *stream = (st_uring_stream *)base;
-    if (stream->unit.closing)
+    if (stream->unit.closing || poller_of(stream)->forked)
         return -EBADF;
     if (stream->shutdown_wanted || !stream->socket)
         return 0;

@@ -1,0 +1,140 @@
+/* A loop that goes on in another thread while its old ring lives on, as it does until the kernel has taken it apart (io_uring):
+ * a duplicate of its descriptor keeps it here. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "harness.h"
+#include "st_uring.h"
+
+static int keep_ring(st_poller *poller) {
+    int kept = dup(((st_uring *)poller)->ring.fd);
+    CHECK(kept >= 0);
+    return kept;
+}
+
+static void in_another_thread(void *(*run)(void *), void *argument) {
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, run, argument) == 0);
+    pthread_join(thread, NULL);
+}
+
+/* The old ring's receive holds the socket, so that close(2) alone would tell the peer nothing. */
+static void *close_there(void *argument) {
+    owner *self = argument;
+    turn(self->poller, 0);
+    close_stream(self);
+    return NULL;
+}
+
+static void test_a_peer_sees_the_end(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    char byte;
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 0);
+    int kept = keep_ring(poller);
+    in_another_thread(close_there, self);
+    struct timeval limit = {10, 0};
+    setsockopt(fds[1], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    CHECK_EQ(read(fds[1], &byte, 1), 0);
+    close(kept);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+/* The kernel wakes one of those who accept, and that may be the old ring's request. */
+static int port;
+
+static void *accept_there(void *argument) {
+    owner *self = argument;
+    turn(self->poller, 0);
+    for (int i = 1; i <= 5; i++) {
+        int client = connect_tcp(port);
+        TURN_UNTIL(self->poller, self->accepted == i);
+        close(client);
+    }
+    return NULL;
+}
+
+static void test_connections_are_accepted(void) {
+    st_poller *poller = new_poller();
+    int error = 0, listening = listen_tcp(&port);
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, listening, self, &error);
+    poller->ops->listener_start(self->listener, 10);
+    turn(poller, 0);
+    int kept = keep_ring(poller);
+    in_another_thread(accept_there, self);
+    for (int i = 0; i < self->accepted; i++)
+        close(self->fds[i]);
+    poller->ops->free(poller);
+    free_owner(self);
+    close(listening);
+    close(kept);
+}
+
+static void *ask_again_there(void *argument) {
+    owner *self = argument;
+    st_poller *poller = self->poller;
+    poller->ops->watch_set(self->watch, 0);
+    poller->ops->watch_set(self->watch, ST_READABLE | ST_ONCE);
+    turn(poller, 0);
+    close_watch(self);
+    return NULL;
+}
+
+static void test_a_watch_is_taken_back_and_set_again(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    unix_pair(fds);
+    owner *self = open_watch(poller, fds[0], ST_READABLE);
+    turn(poller, 0);
+    in_another_thread(ask_again_there, self);
+    CHECK_EQ(count(poller).in_flight, 0);
+    close(fds[0]);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+/* Streams that found no buffer find one in the new ring. */
+enum { STARVING = 20, BYTES = 2000 };
+static owner *starving[STARVING];
+
+static void *feed_there(void *argument) {
+    for (int i = 0; i < STARVING; i++)
+        TURN_UNTIL(argument, starving[i]->bytes == BYTES);
+    return NULL;
+}
+
+static void test_the_starved_are_fed(void) {
+    ring_buffers = 2;
+    ring_buffer_bytes = 64;
+    st_poller *poller = new_poller();
+    int fds[STARVING][2];
+    static char data[BYTES];
+    for (int i = 0; i < STARVING; i++) {
+        tcp_pair(fds[i]);
+        starving[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        poller->ops->stream_read_start(starving[i]->stream, ST_READ_COPY);
+        CHECK(write(fds[i][1], data, BYTES) == BYTES);
+    }
+    turn(poller, 0);
+    CHECK(count(poller).starved > 0);
+    in_another_thread(feed_there, poller);
+    for (int i = 0; i < STARVING; i++) {
+        close_stream(starving[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+#define TEST(name) {#name, test_##name}
+int main(int argc, char **argv) {
+    static const test tests[] = {TEST(a_peer_sees_the_end), TEST(connections_are_accepted),
+                                 TEST(a_watch_is_taken_back_and_set_again), TEST(the_starved_are_fed)};
+    return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
