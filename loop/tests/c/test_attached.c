@@ -1,5 +1,6 @@
 /* The ring registered with the thread that runs (io_uring): only while it runs, and never in the way of others. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/socket.h>
@@ -143,9 +144,11 @@ static void test_freed_in_another_thread(void) { other_thread(only_free); }
 static void test_fork(void) {
     st_poller *poller = new_poller();
     run_long(poller);
+    int ring = ((st_uring *)poller)->ring.fd, wake = ((st_uring *)poller)->wake_fd;
     pid_t child = fork();
     if (child == 0) {
         poller->ops->after_fork(poller);
+        CHECK(fcntl(ring, F_GETFD) < 0 && fcntl(wake, F_GETFD) < 0); /* they would keep the parent's ring */
         poller->ops->settle(poller);
         st_poller *own = new_poller();
         run_long(own);

@@ -417,6 +417,27 @@ static void test_file_done(void) {
 }
 
 /* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
+/* An operation that ended between two turns, and is reported before the second one asks the kernel for anything. */
+static void test_file_done_between_turns(void) {
+    st_poller *poller = new_poller();
+    if (poller->ops->file_read != NULL) {
+        uint64_t value = 0;
+        int event = eventfd(0, EFD_CLOEXEC);
+        struct iovec part = {&value, sizeof value};
+        owner *self = new_owner(poller);
+        self->on_file_done = fork_in_buffer;
+        CHECK_EQ(poller->ops->file_read(poller, event, &part, 1, 0, self), 0);
+        turn(poller, 0);
+        CHECK(write(event, &(uint64_t){7}, sizeof value) == sizeof value);
+        usleep(20000);
+        FORKING_TURNS_UNTIL(poller, self->files_done);
+        CHECK_EQ(value, 7);
+        free_owner(self);
+        close(event);
+    }
+    poller->ops->free(poller);
+}
+
 /* What is written in the child, to a connection that it only inherited, is not the parent's to answer for. */
 static void test_nothing_is_sent_in_the_child(void) {
     static const char small[] = "child", large[100000];
@@ -432,6 +453,7 @@ static void test_nothing_is_sent_in_the_child(void) {
         CHECK(send_bytes(self, large, sizeof large) < 0);
         CHECK(poller->ops->stream_shutdown(self->stream) < 0);
         poller->ops->stream_close(self->stream, 0);
+        CHECK(fcntl(fds[0], F_GETFD) < 0); /* at once: the parent's close would not end the connection */
         poller->ops->free(poller);
         _exit(0);
     }
@@ -477,7 +499,7 @@ int main(int argc, char **argv) {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
         TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
-        TEST(partly_sent), TEST(nothing_is_sent_in_the_child),
+        TEST(partly_sent), TEST(nothing_is_sent_in_the_child), TEST(file_done_between_turns),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

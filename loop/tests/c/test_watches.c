@@ -86,6 +86,19 @@ static void test_directions(void) {
     for (int i = 0; i < 3; i++)
         turn(poller, 5);
     CHECK_EQ(self->ready_calls, calls);
+    /* Taken back when it counted, and again: each time it can be. */
+    for (int i = 0; i < 3; i++) {
+        poller->ops->watch_set(self->watch, i % 2 ? 0 : ST_READABLE);
+        turn(poller, 0);
+    }
+    owner *again = open_watch(poller, fds[1], ST_READABLE);
+    for (int i = 0; i < 3; i++) {
+        turn(poller, 0);
+        poller->ops->watch_set(again->watch, i % 2 ? ST_READABLE : 0);
+    }
+    poller->ops->watch_set(again->watch, ST_READABLE);
+    turn(poller, 0);
+    close_watch(again);
     /* A hang-up makes it ready for whatever is asked. */
     char byte;
     read_exactly(fds[0], &byte, 1);
