@@ -1,5 +1,6 @@
 /* What the kernel or the memory does so rarely that it is played here, inside the io_uring poller. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -113,9 +114,73 @@ static void test_accepted_and_not_told(void) {
     close(listening);
 }
 
+/* Streams that wait for a buffer are closed: at the end of the queue, in its middle and at its head. The others get theirs. */
+enum { STARVING = 12, BYTES = 2000 };
+
+static void test_the_starved_are_closed(void) {
+    ring_buffers = 2;
+    ring_buffer_bytes = 64;
+    st_poller *poller = new_poller();
+    static char data[BYTES];
+    int fds[STARVING][2], closed = 0;
+    owner *all[STARVING];
+    for (int i = 0; i < STARVING; i++) {
+        tcp_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+        CHECK(write(fds[i][1], data, BYTES) == BYTES);
+    }
+    turn(poller, 0);
+    st_uring_group *group = &((st_uring *)poller)->small;
+    for (int which = 0; which < 4; which++) {
+        CHECK(group->starved_first != NULL && group->starved_first != group->starved_last);
+        st_uring_stream *leaving = which == 0   ? group->starved_last
+                                   : which == 1 ? group->starved_first->starved_next
+                                                : group->starved_first;
+        for (int i = 0; i < STARVING; i++)
+            if (all[i] != NULL && (st_uring_stream *)all[i]->stream == leaving) {
+                poller->ops->stream_close(all[i]->stream, 0);
+                TURN_UNTIL(poller, all[i]->closed);
+                free_owner(all[i]);
+                all[i] = NULL;
+                closed++;
+                break;
+            }
+    }
+    CHECK_EQ(closed, 4);
+    for (int i = 0; i < STARVING; i++) {
+        if (all[i] != NULL) {
+            TURN_UNTIL(poller, all[i]->bytes == BYTES);
+            close_stream(all[i]);
+        }
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+/* A poll that was taken back once can be taken back again, and its stream be closed. */
+static void test_a_pipe_is_paused_twice(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    CHECK(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0);
+    owner *self = open_stream(poller, fds[0], ST_PIPE);
+    for (int i = 0; i < 5; i++) {
+        if (i % 2)
+            poller->ops->stream_read_stop(self->stream);
+        else
+            poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        turn(poller, 0);
+    }
+    close_stream(self);
+    CHECK_EQ(count(poller).in_flight, 0);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {TEST(a_send_taken_while_others_are_reported), TEST(nothing_follows_a_hole),
-                                 TEST(accepted_and_not_told)};
+                                 TEST(accepted_and_not_told), TEST(the_starved_are_closed),
+                                 TEST(a_pipe_is_paused_twice)};
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }
