@@ -393,6 +393,42 @@ static void test_partly_sent(void) {
     poller->ops->free(poller);
 }
 
+enum { PARTS = 2000 /* more than one call takes */ };
+
+static void send_many_parts(owner *self, char *data, ssize_t n) {
+    static struct iovec parts[PARTS];
+    count_data(self, data, n);
+    if (self->extra != NULL)
+        return;
+    self->extra = parts;
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){into, 1};
+    CHECK_EQ(self->poller->ops->stream_send(self->stream, parts, PARTS), 0);
+}
+
+static void fork_at_the_end(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0);
+    if (rest == 0)
+        fork_once(self->poller);
+}
+
+/* The second half of a send goes without an event, in the same breath as the end of file is read. */
+static void test_sent_before_more_is_read(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    static char got[PARTS];
+    owner *self = receiver(poller, fds, ST_READ_COPY);
+    self->on_data = send_many_parts;
+    self->on_sent = fork_at_the_end;
+    CHECK(write(fds[1], got, 1000) == 1000 && shutdown(fds[1], SHUT_WR) == 0);
+    usleep(10000);
+    FORKING_TURNS_UNTIL(poller, self->sends_over == 1 && self->ended);
+    read_exactly(fds[1], got, PARTS);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 static void test_file_done(void) {
     st_poller *poller = new_poller();
     if (poller->ops->file_write != NULL) {
@@ -448,7 +484,9 @@ static void test_nothing_is_sent_in_the_child(void) {
     turn(poller, 0);
     pid_t child = fork();
     if (child == 0) {
+        int before = open_descriptors();
         poller->ops->after_fork(poller);
+        CHECK_EQ(open_descriptors(), before - 2); /* they would keep what the parent closes */
         CHECK(send_bytes(self, small, sizeof small) < 0);
         CHECK(send_bytes(self, large, sizeof large) < 0);
         CHECK(poller->ops->stream_shutdown(self->stream) < 0);
@@ -500,6 +538,7 @@ int main(int argc, char **argv) {
         TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
         TEST(partly_sent), TEST(nothing_is_sent_in_the_child), TEST(file_done_between_turns),
+        TEST(sent_before_more_is_read),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -138,6 +138,49 @@ static void test_shutdown_twice(void) {
     poller->ops->free(poller);
 }
 
+/* More parts than one call takes, and few bytes: all of them leave, without an event that says there is room. */
+static void test_send_2000_small_parts(void) {
+    enum { PARTS = 2000 };
+    st_poller *poller = new_poller();
+    int fds[2];
+    static char data[PARTS], got[PARTS];
+    static struct iovec parts[PARTS];
+    fill_pattern(data, sizeof data, 4);
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    turn(poller, 0);
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){data + i, 1};
+    CHECK_EQ(poller->ops->stream_send(self->stream, parts, PARTS), 0);
+    TURN_UNTIL(poller, self->sends_over == 1);
+    read_exactly(fds[1], got, sizeof got);
+    CHECK(memcmp(data, got, sizeof got) == 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+/* The end of file is told once, whatever is asked for afterwards and whatever else happens to the socket. */
+static void test_the_end_is_told_once(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    shutdown(fds[1], SHUT_WR);
+    TURN_UNTIL(poller, self->ended == 1);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 1);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0); /* hung up on both sides: one more event */
+    for (int i = 0; i < 3; i++)
+        turn(poller, 5);
+    CHECK_EQ(self->ended, 1);
+    CHECK_EQ(self->bytes, 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 /* A send waits for room while reading stops and begins again: it waits once, and its stream can be closed. */
 static void test_reading_beside_a_blocked_send(void) {
     st_poller *poller = new_poller();
@@ -239,6 +282,8 @@ int main(int argc, char **argv) {
         TEST(close_during_send_and_receive),
         TEST(closed_before_its_shutdown),
         TEST(shutdown_twice),
+        TEST(send_2000_small_parts),
+        TEST(the_end_is_told_once),
         TEST(reading_beside_a_blocked_send),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
