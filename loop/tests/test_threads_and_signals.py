@@ -67,6 +67,29 @@ def test_a_connection_survives_the_move_to_another_thread(loop):
     loop.run_until_complete(asyncio.sleep(0.05))
 
 
+def test_the_ring_is_registered_with_a_thread_for_as_long_as_it_runs_there(loop):
+    """Each long run costs two system calls besides its waits, one when it begins and one when it ends."""
+    if loop.poller_name != "io_uring":
+        return
+
+    async def turns(number):
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    def cost(number):
+        before = loop.statistics()
+        loop.run_until_complete(turns(number))
+        after = loop.statistics()
+        return (after.system_calls - after.waits) - (before.system_calls - before.waits)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.add_reader(ours, print)  # so that each turn polls
+        cost(1)
+        assert [cost(10), cost(200), cost(10), cost(200)] == [0, 2, 0, 2]
+        loop.remove_reader(ours)
+
+
 def test_other_threads_run_while_the_loop_waits(run):
     ticks, stop = 0, threading.Event()
 

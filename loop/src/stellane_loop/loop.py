@@ -2,21 +2,21 @@
 
 import os
 import selectors
-import signal
 import sys
 import threading
 import weakref
-from asyncio import base_events, constants, events, sslproto, unix_events
+from asyncio import base_events, constants, events, sslproto
 from asyncio.log import logger
 
 from stellane_loop import _native, files
 from stellane_loop.lasting import LastingFuture
+from stellane_loop.signals import SignalHandling
 
 _POLLERS = ("epoll", "io_uring")
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
 
 
-class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
+class Loop(_native.NativeLoop, SignalHandling):
     """An asyncio event loop of native code over `poller`: "epoll" or "io_uring".
 
     It may be built in one thread and run in another. Raises OSError when the poller can not be
@@ -28,8 +28,7 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
             raise ValueError(f"poller is {poller!r}; it can be {' or '.join(_POLLERS)}")
         self._open(poller, entries, buffers, buffer_bytes)
         base_events.BaseEventLoop.__init__(self)
-        self._signal_handlers = {}
-        self._foreign_wakeup_fd = None
+        self._prepare_signals()
         self._unix_server_sockets = {}
         self._transports = weakref.WeakValueDictionary()
         self._make_self_pipe()
@@ -75,6 +74,7 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
                     self.remove_signal_handler(number)
             self._signal_handlers.clear()
             self._release_wakeup_fd()
+            self._forget_wakeup_fd()  # in another thread than the main one nothing could be put back
             self._close_self_pipe()
         finally:  # at the end of the interpreter anything above may fail
             self._release()
@@ -105,56 +105,9 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
             self._old_agen_hooks = None
         self._release_wakeup_fd()
 
-    # --- signals ---
-
-    def _hold_wakeup_fd(self) -> None:
-        """Have the numbers of signals written to our pipe; what was there before is remembered."""
-        if self._foreign_wakeup_fd is None and threading.current_thread() is threading.main_thread():
-            self._foreign_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
-
-    def _release_wakeup_fd(self) -> None:
-        """Put back what was there before us, unless signals still have handlers here or the loop runs."""
-        if self._foreign_wakeup_fd is None or self._signal_handlers or self.is_running():
-            return
-        if threading.current_thread() is not threading.main_thread():
-            return
-        found = signal.set_wakeup_fd(self._foreign_wakeup_fd)
-        self._foreign_wakeup_fd = None
-        if found not in (-1, self._csock.fileno()):
-            signal.set_wakeup_fd(found)  # somebody else took it from us
-
-    def add_signal_handler(self, sig, callback, *args):
-        """Call callback(*args) in the loop when `sig` arrives. RuntimeError outside the main thread."""
-        self._check_closed()
-        self._hold_wakeup_fd()
-        try:
-            super().add_signal_handler(sig, callback, *args)
-        finally:
-            if not self._signal_handlers:
-                self._keep_wakeup_fd()
-
-    def remove_signal_handler(self, sig: int) -> bool:
-        """Whether there was a handler for `sig`."""
-        removed = super().remove_signal_handler(sig)
-        if removed and not self._signal_handlers:
-            self._keep_wakeup_fd()
-        return removed
-
-    def _keep_wakeup_fd(self) -> None:
-        """After the base class set it to -1, which it does with the last handler."""
-        if self._foreign_wakeup_fd is not None:
-            signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
-        self._release_wakeup_fd()
-
     def _after_fork(self) -> None:
         super()._after_fork()
-        if self._foreign_wakeup_fd is None:
-            return
-        # The pipe is shared: the number of a signal of the child would run the parent's handler.
-        found = signal.set_wakeup_fd(-1)
-        if found not in (-1, self._csock.fileno()):
-            signal.set_wakeup_fd(found)
-        self._foreign_wakeup_fd = None
+        self._drop_wakeup_fd_after_fork()
 
     # --- transports ---
 

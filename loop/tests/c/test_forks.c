@@ -357,6 +357,78 @@ static void test_many_sent(void) {
     poller->ops->free(poller);
 }
 
+static void fork_in_part(owner *self, ssize_t n, size_t rest) {
+    (void)rest;
+    CHECK(n > 0);
+    fork_once(self->poller);
+}
+
+/* Sends of which a part leaves: on io_uring their reports are looked for among all completions. */
+static void test_partly_sent(void) {
+    enum { BYTES = 16000 };
+    st_poller *poller = new_poller();
+    owner *all[MANY];
+    int fds[MANY][2], smallest = 1;
+    static char data[BYTES], got[BYTES];
+    size_t total = 0;
+    for (int i = 0; i < MANY; i++) {
+        unix_pair(fds[i]);
+        CHECK(setsockopt(fds[i][0], SOL_SOCKET, SO_SNDBUF, &smallest, sizeof smallest) == 0);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->on_sent = fork_in_part;
+        CHECK_EQ(send_bytes(all[i], data, BYTES), 0);
+    }
+    for (double until = now_s() + 10; total < MANY * BYTES;) {
+        CHECK(now_s() < until);
+        turned(poller, poller->ops->turn(poller, 1000000, 1, 0));
+        for (int i = 0; i < MANY; i++) {
+            ssize_t n = recv(fds[i][1], got, BYTES, MSG_DONTWAIT);
+            total += n > 0 ? (size_t)n : 0;
+        }
+    }
+    for (int i = 0; i < MANY; i++) {
+        close_stream(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
+enum { PARTS = 2000 /* more than one call takes */ };
+
+static void send_many_parts(owner *self, char *data, ssize_t n) {
+    static struct iovec parts[PARTS];
+    count_data(self, data, n);
+    if (self->extra != NULL)
+        return;
+    self->extra = parts;
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){into, 1};
+    CHECK_EQ(self->poller->ops->stream_send(self->stream, parts, PARTS), 0);
+}
+
+static void fork_at_the_end(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0);
+    if (rest == 0)
+        fork_once(self->poller);
+}
+
+/* The second half of a send goes without an event, in the same breath as the end of file is read. */
+static void test_sent_before_more_is_read(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    static char got[PARTS];
+    owner *self = receiver(poller, fds, ST_READ_COPY);
+    self->on_data = send_many_parts;
+    self->on_sent = fork_at_the_end;
+    CHECK(write(fds[1], got, 1000) == 1000 && shutdown(fds[1], SHUT_WR) == 0);
+    usleep(10000);
+    FORKING_TURNS_UNTIL(poller, self->sends_over == 1 && self->ended);
+    read_exactly(fds[1], got, PARTS);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 static void test_file_done(void) {
     st_poller *poller = new_poller();
     if (poller->ops->file_write != NULL) {
@@ -381,6 +453,60 @@ static void test_file_done(void) {
 }
 
 /* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
+/* An operation that ended between two turns, and is reported before the second one asks the kernel for anything. */
+static void test_file_done_between_turns(void) {
+    st_poller *poller = new_poller();
+    if (poller->ops->file_read != NULL) {
+        uint64_t value = 0;
+        int event = eventfd(0, EFD_CLOEXEC);
+        struct iovec part = {&value, sizeof value};
+        owner *self = new_owner(poller);
+        self->on_file_done = fork_in_buffer;
+        CHECK_EQ(poller->ops->file_read(poller, event, &part, 1, 0, self), 0);
+        turn(poller, 0);
+        CHECK(write(event, &(uint64_t){7}, sizeof value) == sizeof value);
+        usleep(20000);
+        FORKING_TURNS_UNTIL(poller, self->files_done);
+        CHECK_EQ(value, 7);
+        free_owner(self);
+        close(event);
+    }
+    poller->ops->free(poller);
+}
+
+/* What is written in the child, to a connection that it only inherited, is not the parent's to answer for. */
+static void test_nothing_is_sent_in_the_child(void) {
+    static const char small[] = "child", large[100000];
+    st_poller *poller = new_poller();
+    int fds[2];
+    char got[10];
+    owner *self = receiver(poller, fds, ST_READ_COPY);
+    turn(poller, 0);
+    pid_t child = fork();
+    if (child == 0) {
+        int before = open_descriptors();
+        poller->ops->after_fork(poller);
+        CHECK_EQ(open_descriptors(), before - 2); /* they would keep what the parent closes */
+        CHECK(send_bytes(self, small, sizeof small) < 0);
+        CHECK(send_bytes(self, large, sizeof large) < 0);
+        CHECK(poller->ops->stream_shutdown(self->stream) < 0);
+        poller->ops->stream_close(self->stream, 0);
+        CHECK(fcntl(fds[0], F_GETFD) < 0); /* at once: the parent's close would not end the connection */
+        poller->ops->free(poller);
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(recv(fds[1], got, sizeof got, MSG_DONTWAIT) < 0 && errno == EAGAIN);
+    CHECK(send_bytes(self, "parent", 6) >= 0);
+    turn(poller, 0);
+    read_exactly(fds[1], got, 6);
+    CHECK(memcmp(got, "parent", 6) == 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 static void test_wake_in_the_child(void) {
     st_poller *poller = new_poller();
     turn(poller, 0);
@@ -411,6 +537,8 @@ int main(int argc, char **argv) {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
         TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
+        TEST(partly_sent), TEST(nothing_is_sent_in_the_child), TEST(file_done_between_turns),
+        TEST(sent_before_more_is_read),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

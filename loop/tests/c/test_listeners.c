@@ -65,6 +65,45 @@ static void test_closed_listener_refuses(void) {
     poller->ops->free(poller);
 }
 
+static void stop_at_each(owner *self, int fd) {
+    CHECK(fd >= 0);
+    self->poller->ops->listener_stop(self->listener);
+}
+
+/* Stopped by its owner with more connections there: they come when it is started again, or see the end with it. */
+static void test_stopped_with_more_to_come(void) {
+    enum { CLIENTS = 8, TAKEN = 5 };
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), clients[CLIENTS];
+    char byte;
+    owner *self = new_owner(poller);
+    self->on_accepted = stop_at_each;
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 100);
+    turn(poller, 0);
+    int before = open_descriptors();
+    for (int i = 0; i < CLIENTS; i++)
+        clients[i] = connect_tcp(port);
+    for (int i = 1; i <= TAKEN; i++) {
+        TURN_UNTIL(poller, self->accepted == i);
+        turn(poller, 0);
+        CHECK_EQ(self->accepted, i);
+        close(self->fds[i - 1]);
+        if (i < TAKEN)
+            poller->ops->listener_start(self->listener, 100);
+    }
+    poller->ops->listener_close(self->listener);
+    close(fd);
+    for (int i = 0; i < CLIENTS; i++) { /* at once, without a turn */
+        CHECK(read(clients[i], &byte, 1) <= 0);
+        close(clients[i]);
+    }
+    TURN_UNTIL(poller, self->closed);
+    CHECK_EQ(open_descriptors(), before - 1);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
 /* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
 static void test_accept_without_descriptors(void) {
     st_poller *poller = new_poller();
@@ -107,6 +146,7 @@ int main(int argc, char **argv) {
         TEST(accepts_per_turn),
         TEST(closed_listener_refuses),
         TEST(accept_without_descriptors),
+        TEST(stopped_with_more_to_come),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -102,13 +102,13 @@ static void *turn_once(void *poller) {
 }
 
 /* Sent when the loop stopped, told when it runs again, which need not wait for anything; and in whichever thread. */
-static void told_later(bool elsewhere) {
+static void told_later(bool elsewhere, bool more) {
     if (!on_uring())
         return;
     st_poller *poller = answering();
     for (int i = 0; i < STREAMS; i++) {
         all[i]->on_data = NULL;
-        CHECK(write(fds[i][1], "more", 4) == 4); /* received as well while nobody is told */
+        CHECK(!more || write(fds[i][1], "more", 4) == 4); /* received as well while nobody is told */
     }
     poller->ops->settle(poller);
     int over = 0;
@@ -123,13 +123,29 @@ static void told_later(bool elsewhere) {
     }
     for (int i = 0; i < STREAMS; i++) {
         CHECK_EQ(all[i]->sends_over, 1);
-        TURN_UNTIL(poller, all[i]->bytes == 12);
+        TURN_UNTIL(poller, all[i]->bytes == (more ? 12 : 8));
     }
     done(poller);
 }
 
-static void test_told_when_the_loop_runs_again(void) { told_later(false); }
-static void test_told_in_another_thread(void) { told_later(true); }
+static void test_told_when_the_loop_runs_again(void) { told_later(false, true); }
+static void test_told_when_nothing_else_happens(void) { told_later(false, false); }
+static void test_told_in_another_thread(void) { told_later(true, true); }
+
+/* Who is asked again while an answer leaves has nothing in flight when it hears of that. */
+static void test_asked_again_while_the_answer_leaves(void) {
+    st_poller *poller = answering();
+    for (int i = 0; i < STREAMS; i++)
+        CHECK(write(fds[i][1], "question", 8) == 8);
+    for (int i = 0; i < STREAMS; i++) {
+        char got[6];
+        TURN_UNTIL(poller, all[i]->bytes == 16);
+        turn(poller, 0);
+        read_exactly(fds[i][1], got, sizeof got);
+    }
+    turn(poller, 0);
+    done(poller);
+}
 
 /* What is written before the first of it leaves goes with it, in order; beyond that it has to wait. */
 static void test_more_before_it_leaves(void) {
@@ -167,6 +183,35 @@ static void test_more_before_it_leaves(void) {
     close_stream(self);
     close(pair[1]);
     poller->ops->free(poller);
+}
+
+static int refused;
+
+static void more_to_others(owner *self, ssize_t n, size_t rest) {
+    (void)n, (void)rest;
+    for (int i = 0; i < STREAMS; i++)
+        if (all[i] != self)
+            refused += self->poller->ops->stream_send_more(all[i]->stream, "lost", 4) == -EBUSY;
+}
+
+/* Nor is more taken by a send that has left, and only was not reported yet. */
+static void test_more_while_others_are_reported(void) {
+    if (!on_uring())
+        return;
+    st_poller *poller = answering();
+    turn(poller, 0);
+    for (int i = 0; i < STREAMS; i++) {
+        char got[6];
+        TURN_UNTIL(poller, all[i]->sends_over == 1);
+        read_exactly(fds[i][1], got, sizeof got);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        all[i]->on_sent = more_to_others;
+        CHECK_EQ(send_bytes(all[i], "again!", 6), 0);
+    }
+    TURN_UNTIL(poller, all[STREAMS - 1]->sends_over == 2);
+    CHECK_EQ(refused, STREAMS * (STREAMS - 1));
+    done(poller);
 }
 
 enum { PIECE = 10000, PIECES_MAX = 10000 };
@@ -311,8 +356,11 @@ int main(int argc, char **argv) {
         TEST(awaited_sends_end_the_turn),
         TEST(shutdown_follows_at_once),
         TEST(told_when_the_loop_runs_again),
+        TEST(told_when_nothing_else_happens),
         TEST(told_in_another_thread),
+        TEST(asked_again_while_the_answer_leaves),
         TEST(more_before_it_leaves),
+        TEST(more_while_others_are_reported),
         TEST(small_send_to_a_full_socket),
         TEST(short_sends_and_overflow),
         TEST(small_send_to_nobody),

@@ -121,6 +121,98 @@ static void test_send_to_nobody(void) {
     poller->ops->free(poller);
 }
 
+/* The end is asked for again when what was in flight has left; by then the peer may be gone. */
+static void test_shutdown_twice(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    struct linger abort_it = {1, 0};
+    setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &abort_it, sizeof abort_it);
+    close(fds[1]);
+    for (double until = now_s() + 10; shutdown(fds[0], SHUT_WR) == 0 && now_s() < until;)
+        turn(poller, 1);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    close_stream(self);
+    poller->ops->free(poller);
+}
+
+/* More parts than one call takes, and few bytes: all of them leave, without an event that says there is room. */
+static void test_send_2000_small_parts(void) {
+    enum { PARTS = 2000 };
+    st_poller *poller = new_poller();
+    int fds[2];
+    static char data[PARTS], got[PARTS];
+    static struct iovec parts[PARTS];
+    fill_pattern(data, sizeof data, 4);
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    turn(poller, 0);
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){data + i, 1};
+    CHECK_EQ(poller->ops->stream_send(self->stream, parts, PARTS), 0);
+    TURN_UNTIL(poller, self->sends_over == 1);
+    read_exactly(fds[1], got, sizeof got);
+    CHECK(memcmp(data, got, sizeof got) == 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+/* The end of file is told once, whatever is asked for afterwards and whatever else happens to the socket. */
+static void test_the_end_is_told_once(void) {
+    st_poller *poller = new_poller();
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    shutdown(fds[1], SHUT_WR);
+    TURN_UNTIL(poller, self->ended == 1);
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    turn(poller, 1);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0); /* hung up on both sides: one more event */
+    for (int i = 0; i < 3; i++)
+        turn(poller, 5);
+    CHECK_EQ(self->ended, 1);
+    CHECK_EQ(self->bytes, 0);
+    close_stream(self);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
+/* A send waits for room while reading stops and begins again: it waits once, and its stream can be closed. */
+static void test_reading_beside_a_blocked_send(void) {
+    st_poller *poller = new_poller();
+    enum { BYTES = 8 << 20 };
+    char *data = calloc(1, BYTES);
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    CHECK_EQ(send_bytes(self, data, BYTES), 0);
+    for (int i = 0; i < 10; i++) {
+        poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+        turn(poller, 0);
+        poller->ops->stream_read_stop(self->stream);
+        turn(poller, 0);
+        CHECK(count(poller).in_flight <= 2);
+    }
+    poller->ops->stream_read_start(self->stream, ST_READ_COPY);
+    size_t n = 0;
+    for (double until = now_s() + 10; n < BYTES && now_s() < until;) {
+        ssize_t more = recv(fds[1], data, BYTES, MSG_DONTWAIT);
+        n += more > 0 ? (size_t)more : 0;
+        turn(poller, 1);
+    }
+    CHECK_EQ(n, BYTES);
+    CHECK_EQ(self->sends_over, 1);
+    close_stream(self);
+    CHECK_EQ(count(poller).in_flight, 0);
+    close(fds[1]);
+    free(data);
+    poller->ops->free(poller);
+}
+
 /* The memory of a send is free when the stream is closed: freed here, so that a late access is seen. */
 static void test_close_during_send_and_receive(void) {
     st_poller *poller = new_poller();
@@ -147,6 +239,38 @@ static void test_close_during_send_and_receive(void) {
     poller->ops->free(poller);
 }
 
+static void close_and_keep(owner *self, ssize_t n, size_t rest) {
+    CHECK(n > 0);
+    if (rest == 0)
+        self->poller->ops->stream_close(self->stream, 1);
+}
+
+/* Who closes when the last bytes have left, and keeps the descriptor, keeps it as it is: the end that was asked for is off. */
+static void test_closed_before_its_shutdown(void) {
+    st_poller *poller = new_poller();
+    int fds[2], small = 4096;
+    static char data[200000], got[sizeof data];
+    unix_pair(fds);
+    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    self->on_sent = close_and_keep;
+    CHECK_EQ(send_bytes(self, data, sizeof data), 0);
+    CHECK_EQ(poller->ops->stream_shutdown(self->stream), 0);
+    size_t n = 0;
+    for (double until = now_s() + 10; !self->closed && now_s() < until;) {
+        turn(poller, 1);
+        ssize_t more = recv(fds[1], got + n, sizeof got - n, MSG_DONTWAIT);
+        n += more > 0 ? (size_t)more : 0;
+    }
+    CHECK_EQ(self->closed, 1);
+    CHECK(write(fds[0], "more", 4) == 4);
+    read_exactly(fds[1], got, sizeof got - n + 4);
+    free_owner(self);
+    close(fds[0]);
+    close(fds[1]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -156,6 +280,11 @@ int main(int argc, char **argv) {
         TEST(send_pipe),
         TEST(send_to_nobody),
         TEST(close_during_send_and_receive),
+        TEST(closed_before_its_shutdown),
+        TEST(shutdown_twice),
+        TEST(send_2000_small_parts),
+        TEST(the_end_is_told_once),
+        TEST(reading_beside_a_blocked_send),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

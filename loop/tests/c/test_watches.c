@@ -51,9 +51,95 @@ static void test_once(void) {
     CHECK_EQ(self->ready_calls, 1);
     CHECK(write(fds[1], "c", 1) == 1);
     TURN_UNTIL(poller, self->ready_calls == 2);
+    /* More comes while nobody asks, and is read: that may be told of once, late. */
+    CHECK(write(fds[1], "d", 1) == 1);
+    turn(poller, 0);
+    read_exactly(fds[0], bytes, 2);
+    poller->ops->watch_set(self->watch, ST_READABLE | ST_ONCE);
+    turn(poller, 5);
+    int calls = self->ready_calls;
+    CHECK(calls <= 3);
+    for (int i = 0; i < 3; i++) {
+        poller->ops->watch_set(self->watch, ST_READABLE | ST_ONCE);
+        turn(poller, 5);
+    }
+    CHECK_EQ(self->ready_calls, calls);
     close_watch(self);
     close(fds[0]);
     close(fds[1]);
+    poller->ops->free(poller);
+}
+
+static void close_that_stream(owner *self, char *data, ssize_t n) {
+    (void)data, (void)n;
+    owner *other = self->extra;
+    if (other != NULL && other->bytes > 0) {
+        self->extra = NULL;
+        other->poller->ops->stream_close(other->stream, 0);
+    }
+}
+
+/* A stream with more to read in the next turn is closed by another one's callback: it is not freed before its place in the
+ * queue is. */
+static void test_closed_with_more_to_read(void) {
+    st_poller *poller = new_poller();
+    int fds[2][2];
+    char into[10], many[1000] = {0};
+    owner *all[2];
+    for (int i = 0; i < 2; i++) {
+        tcp_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        all[i]->into = into;
+        all[i]->into_bytes = sizeof into;
+        all[i]->on_data = close_that_stream;
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_INTO);
+    }
+    turn(poller, 0);
+    all[1]->extra = all[0];
+    for (int i = 0; i < 2; i++)
+        CHECK(write(fds[i][1], many, sizeof many) == sizeof many);
+    TURN_UNTIL(poller, all[0]->closed);
+    TURN_UNTIL(poller, all[1]->bytes == sizeof many);
+    close_stream(all[1]);
+    free_owner(all[0]);
+    for (int i = 0; i < 2; i++)
+        close(fds[i][1]);
+    poller->ops->free(poller);
+}
+
+/* Two watches of one descriptor, and a third of its number's next owner. What is closed leaves nothing and wakes nobody. */
+static void test_one_number_for_several(void) {
+    st_poller *poller = new_poller();
+    int fds[2], next[2];
+    unix_pair(fds);
+    turn(poller, 0);
+    int before = open_descriptors();
+    owner *first = open_watch(poller, fds[0], ST_READABLE), *second = open_watch(poller, fds[0], ST_READABLE);
+    CHECK(write(fds[1], "x", 1) == 1);
+    TURN_UNTIL(poller, first->ready_calls > 0 && second->ready_calls > 0);
+    close_watch(second);
+    close_watch(first);
+    double begin = now_s();
+    turn(poller, 50);
+    CHECK(now_s() - begin > 0.04);
+    CHECK_EQ(open_descriptors(), before);
+    first = open_watch(poller, fds[0], ST_WRITABLE);
+    TURN_UNTIL(poller, first->ready_calls > 0);
+    close(fds[0]);
+    unix_pair(next);
+    CHECK_EQ(next[0], fds[0]);
+    second = open_watch(poller, next[0], ST_READABLE);
+    turn(poller, 0);
+    poller->ops->watch_set(first->watch, ST_READABLE);
+    turn(poller, 0);
+    CHECK_EQ(second->ready_calls, 0);
+    CHECK(write(next[1], "x", 1) == 1);
+    TURN_UNTIL(poller, second->ready_calls > 0);
+    close_watch(first);
+    close_watch(second);
+    close(fds[1]);
+    close(next[0]);
+    close(next[1]);
     poller->ops->free(poller);
 }
 
@@ -86,6 +172,19 @@ static void test_directions(void) {
     for (int i = 0; i < 3; i++)
         turn(poller, 5);
     CHECK_EQ(self->ready_calls, calls);
+    /* Taken back when it counted, and again: each time it can be. */
+    for (int i = 0; i < 3; i++) {
+        poller->ops->watch_set(self->watch, i % 2 ? 0 : ST_READABLE);
+        turn(poller, 0);
+    }
+    owner *again = open_watch(poller, fds[1], ST_READABLE);
+    for (int i = 0; i < 3; i++) {
+        turn(poller, 0);
+        poller->ops->watch_set(again->watch, i % 2 ? ST_READABLE : 0);
+    }
+    poller->ops->watch_set(again->watch, ST_READABLE);
+    turn(poller, 0);
+    close_watch(again);
     /* A hang-up makes it ready for whatever is asked. */
     char byte;
     read_exactly(fds[0], &byte, 1);
@@ -100,6 +199,8 @@ static void test_directions(void) {
 
 static void test_not_pollable(void) {
     st_poller *poller = new_poller();
+    turn(poller, 0);
+    int before = open_descriptors();
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC), folder = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int file = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), event = eventfd(0, EFD_CLOEXEC);
     int refused[] = {null, folder, file}, errors[] = {-EPERM, -EPERM, -EPERM};
@@ -120,6 +221,7 @@ static void test_not_pollable(void) {
     close(folder);
     close(file);
     close(event);
+    CHECK_EQ(open_descriptors(), before);
     poller->ops->free(poller);
 }
 
@@ -294,6 +396,8 @@ int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(level_triggered),
         TEST(once),
+        TEST(closed_with_more_to_read),
+        TEST(one_number_for_several),
         TEST(directions),
         TEST(not_pollable),
         TEST(number_used_again),

@@ -104,6 +104,7 @@ enum {
 enum {
     ST_ENTER_GETEVENTS = 1 << 0,
     ST_ENTER_EXT_ARG = 1 << 3,
+    ST_ENTER_REGISTERED_RING = 1 << 4,
     ST_ENTER_NO_IOWAIT = 1 << 7, /* 6.15 */
 };
 
@@ -130,6 +131,8 @@ enum {
     ST_REGISTER_RESTRICTIONS = 11,
     ST_REGISTER_ENABLE_RINGS = 12,
     ST_REGISTER_IOWQ_MAX_WORKERS = 19,
+    ST_REGISTER_RING_FDS = 20,
+    ST_UNREGISTER_RING_FDS = 21,
     ST_REGISTER_PBUF_RING = 22,
 };
 
@@ -170,6 +173,13 @@ typedef struct st_uring_buffer_register {
     uint16_t flags;
     uint64_t reserved[3];
 } st_uring_buffer_register;
+
+typedef struct st_uring_ring_fd {
+    uint32_t index; /* UINT32_MAX: the kernel chooses it, and writes it here */
+    uint32_t reserved;
+    uint64_t fd; /* 0 when it is unregistered */
+} st_uring_ring_fd;
+_Static_assert(sizeof(st_uring_ring_fd) == 16, "the kernel's registration of a ring has 16 bytes");
 
 typedef struct st_uring_timespec {
     int64_t seconds;

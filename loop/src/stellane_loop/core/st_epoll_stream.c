@@ -188,6 +188,7 @@ void st_epoll_stream_read_stop(st_stream *base) { of(base)->reading = 0; }
 
 ssize_t st_epoll_stream_send(st_stream *base, const struct iovec *parts, int count) {
     epoll_stream *stream = of(base);
+    if (stream->entry.poller->forked) return -EBADF;
     if (stream->sending) return -EBUSY;
     if (stream->shutdown) return -EPIPE;
     ssize_t n = send_parts(stream, parts, count);
@@ -211,6 +212,7 @@ ssize_t st_epoll_stream_send(st_stream *base, const struct iovec *parts, int cou
 
 int st_epoll_stream_shutdown(st_stream *base) {
     epoll_stream *stream = of(base);
+    if (stream->entry.poller->forked) return -EBADF;
     if (stream->shutdown) return 0;
     stream->shutdown = 1;
     if (stream->sending || stream->kind != ST_SOCKET) return 0;

@@ -13,6 +13,7 @@ typedef struct epoll_watch {
     uint8_t once;       /* registered edge-triggered, for good */
     uint8_t seen;       /* edges that nobody had asked for yet */
     uint8_t hung_up;    /* or failed: no further edge will say so */
+    uint8_t urgent;     /* TCP's urgent mark was there: a receive ends at it, and no edge tells of what lies behind */
     uint32_t registered; /* epoll's events; 0: none */
 } epoll_watch;
 
@@ -44,11 +45,13 @@ static void watch_tell(epoll_watch *watch, unsigned ready) {
 
 static void watch_event(st_entry *entry, unsigned events) {
     unsigned ready = 0;
-    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLPRI)) ready |= ST_READABLE;
+    epoll_watch *watch = (epoll_watch *)entry;
+    if (events & (EPOLLIN | EPOLLRDHUP)) ready |= ST_READABLE;
     if (events & EPOLLOUT) ready |= ST_WRITABLE;
     if (events & (EPOLLERR | EPOLLHUP)) ready |= ST_READABLE | ST_WRITABLE;
-    if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP)) ((epoll_watch *)entry)->hung_up = 1;
-    watch_tell((epoll_watch *)entry, ready);
+    if (events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP)) watch->hung_up = 1;
+    if (events & EPOLLPRI) watch->urgent = 1; /* not readable: a receive with nothing behind the mark drops the byte */
+    watch_tell(watch, ready);
 }
 
 static void watch_again(st_entry *entry) {
@@ -77,14 +80,14 @@ int st_epoll_watch_set(st_watch *base, unsigned events) {
     uint32_t wanted = 0;
     int error = 0;
     if (events & ST_ONCE) {
-        wanted = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+        wanted = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
     } else {
         if (events & ST_READABLE) wanted |= EPOLLIN;
         if (events & ST_WRITABLE) wanted |= EPOLLOUT;
     }
     watch->once = !!(events & ST_ONCE);
     /* Errors pass, and who reads has then to wait: epoll looks anew. */
-    int look = watch->hung_up && events & ST_READABLE;
+    int look = (watch->hung_up || watch->urgent) && events & ST_READABLE;
     /* Asked for the same again, level-triggered: the number may stand for another file by now. */
     if (wanted != watch->registered || look || (wanted && !watch->once)) {
         if (wanted)

@@ -89,7 +89,7 @@ typedef struct st_poller_ops {
      * happened to some operation was lost, and nothing can be relied on any more. */
     int (*turn)(st_poller *, int64_t timeout_ns, unsigned min_events, int64_t min_wait_ns);
     int (*wake)(st_poller *); /* any thread, any signal handler: the current or the next turn returns at once */
-    void (*after_fork)(st_poller *); /* in the child: close, without touching what the parent shares */
+    void (*after_fork)(st_poller *); /* in the child: close, without touching what the parent shares; nothing is sent */
 
     /* The poller takes over `fd` and closes it. NULL with *error = -errno. Reading begins with read_start. */
     st_stream *(*stream_open)(st_poller *, int fd, int kind, void *owner, int *error);
@@ -129,6 +129,8 @@ typedef struct st_poller_ops {
     int (*file_sync)(st_poller *, int fd, int data_only, void *owner);
 
     void (*statistics)(st_poller *, st_poller_statistics *);
+    /* The loop begins to run, in this thread, and no other uses the poller until settle(). NULL where it makes no difference. */
+    void (*begin)(st_poller *);
     /* The loop stops running, maybe for long: what waits for the next turn (sends, cancellations) leaves now. No callbacks.
      * NULL where nothing ever waits. */
     void (*settle)(st_poller *);

@@ -106,12 +106,16 @@ int st_ring_enable(st_ring *ring) {
     sys_register(ring, ST_REGISTER_IOWQ_MAX_WORKERS, workers, 2);
     static const uint8_t operations[] = {ST_OP_NOP,  ST_OP_READV,  ST_OP_WRITEV,       ST_OP_FSYNC, ST_OP_POLL_ADD,
                                          ST_OP_SEND, ST_OP_RECV,   ST_OP_ASYNC_CANCEL, ST_OP_ACCEPT, ST_OP_SENDMSG};
-    st_uring_restriction allowed[sizeof operations + 1];
+    st_uring_restriction allowed[sizeof operations + 3];
     memset(allowed, 0, sizeof allowed);
     unsigned count = 0;
     for (; count < sizeof operations; count++) {
         allowed[count].kind = ST_RESTRICT_SQE_OP;
         allowed[count].value = operations[count];
+    }
+    for (uint8_t operation = ST_REGISTER_RING_FDS; operation <= ST_UNREGISTER_RING_FDS; operation++) {
+        allowed[count].kind = ST_RESTRICT_REGISTER_OP;
+        allowed[count++].value = operation;
     }
     allowed[count].kind = ST_RESTRICT_SQE_FLAGS_ALLOWED;
     allowed[count++].value = ST_SQE_LINK | ST_SQE_BUFFER_SELECT | ST_SQE_SKIP_SUCCESS;
@@ -138,6 +142,7 @@ int st_ring_open(st_ring *ring, int threads, unsigned entries, unsigned cq_entri
     ring->ring_map = ring->sqes_map = MAP_FAILED;
     st_uring_params params;
     ring->fd = setup(threads, entries, cq_entries, &params);
+    ring->enter_fd = ring->fd;
     if (ring->fd < 0)
         return ring->fd;
     ring->setup_flags = params.flags;
@@ -154,10 +159,28 @@ int st_ring_open(st_ring *ring, int threads, unsigned entries, unsigned cq_entri
     return error;
 }
 
+void st_ring_attach(st_ring *ring) {
+    st_uring_ring_fd registration = {.index = UINT32_MAX, .fd = (uint64_t)ring->fd};
+    /* A thread has room for 16 of them. */
+    if (sys_register(ring, ST_REGISTER_RING_FDS, &registration, 1) != 1)
+        return;
+    ring->enter_fd = (int)registration.index;
+    ring->enter_flags = ST_ENTER_REGISTERED_RING;
+}
+
+void st_ring_detach(st_ring *ring) {
+    st_uring_ring_fd registration = {.index = (uint32_t)ring->enter_fd};
+    if (ring->enter_flags == 0)
+        return;
+    sys_register(ring, ST_UNREGISTER_RING_FDS, &registration, 1);
+    ring->enter_fd = ring->fd;
+    ring->enter_flags = 0;
+}
+
 void st_ring_close_fd(st_ring *ring) {
     if (ring->fd >= 0) {
         close(ring->fd);
-        ring->fd = -1;
+        ring->fd = ring->enter_fd = -1;
     }
 }
 
@@ -174,7 +197,7 @@ int st_ring_notify(st_ring *ring, int eventfd) { return sys_register(ring, ST_RE
 
 unsigned st_ring_queued(const st_ring *ring) { return ring->sq_tail - load_acquire(ring->kernel_sq_head); }
 
-bool st_ring_taken(const st_ring *ring, unsigned tail) { return (int)(load_acquire(ring->kernel_sq_head) - tail) >= 0; }
+unsigned st_ring_taken(const st_ring *ring) { return load_acquire(ring->kernel_sq_head); }
 
 unsigned st_ring_room(const st_ring *ring) { return ring->sq_entries - st_ring_queued(ring); }
 
@@ -187,7 +210,7 @@ st_uring_sqe *st_ring_sqe(st_ring *ring) {
 static int enter(st_ring *ring, unsigned submit, unsigned wait, unsigned flags, void *argument, size_t bytes) {
     ring->enters++;
     ring->system_calls++;
-    long result = syscall(ST_NR_IO_URING_ENTER, ring->fd, submit, wait, flags, argument, bytes);
+    long result = syscall(ST_NR_IO_URING_ENTER, ring->enter_fd, submit, wait, flags | ring->enter_flags, argument, bytes);
     return result < 0 ? -errno : (int)result;
 }
 

@@ -3,10 +3,6 @@
  *
  * Of a ring for one thread, only the one that enabled it may enter or submit where the kernel knows
  * SINGLE_ISSUER (6.1); others get -EEXIST. Reading completions and closing are possible from any thread.
- *
- * The descriptor is not registered (IORING_REGISTER_RING_FDS): that saves 40 ns an enter, but the registration
- * belongs to the thread, so that no other thread could ever end the ring, nor the requests that keep
- * its sockets open, while the first one lives.
  */
 #ifndef ST_RING_H
 #define ST_RING_H
@@ -19,6 +15,8 @@
 
 typedef struct st_ring {
     int fd;
+    int enter_fd;         /* what enters name it by: fd, or its number in the thread it is attached to */
+    unsigned enter_flags; /* ST_ENTER_REGISTERED_RING while it is attached */
     unsigned setup_flags; /* the rung of the ladder that was granted */
     unsigned features;
     unsigned sq_entries, cq_entries;
@@ -47,6 +45,11 @@ typedef struct st_buffer_ring {
 enum { ST_RING_ANY_THREAD = 0, ST_RING_ONE_THREAD = 1 };
 int st_ring_open(st_ring *ring, int threads, unsigned entries, unsigned cq_entries);
 int st_ring_enable(st_ring *ring);
+/* Spares each enter the look-up of the descriptor: until st_ring_detach() only this thread may enter. The thread then holds
+ * the ring, whoever closes it, and with it the sockets of its requests; no other one can end that while the thread
+ * lives. So it is detached, here, before the ring may be used or closed elsewhere. Where the kernel refuses, nothing changes. */
+void st_ring_attach(st_ring *ring);
+void st_ring_detach(st_ring *ring);
 /* The kernel cancels what is in flight a little later, on its own; completions not yet read are lost. */
 void st_ring_close(st_ring *ring);
 /* In a forked child, which has the descriptor, but not the mappings. */
@@ -59,8 +62,8 @@ unsigned st_ring_room(const st_ring *ring);
 /* A zeroed entry. There must be room: what is taken will be submitted. */
 st_uring_sqe *st_ring_sqe(st_ring *ring);
 unsigned st_ring_queued(const st_ring *ring);
-/* Whether the kernel has taken everything up to a tail, ring->sq_tail as it once was. */
-bool st_ring_taken(const st_ring *ring, unsigned tail);
+/* How far the kernel has taken entries, counted as ring->sq_tail is. */
+unsigned st_ring_taken(const st_ring *ring);
 
 /* Submits what is queued and runs what the kernel deferred. With wait > 0 blocks until that many completions
  * are there, or 1 after min_wait_us, at most timeout_ns (< 0: no limit). 0: completions were there, or the time is up. */

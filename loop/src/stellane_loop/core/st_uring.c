@@ -20,6 +20,7 @@ enum {
     BUFFER_BYTES_DEFAULT = 4096,
     BUFFERS_WARM = 64, /* in circulation at first */
     OVERFLOW_ROUNDS_MAX = 64, /* of fetching in one turn */
+    ATTACHED_AFTER_TURNS = 64, /* of one run: a short one would pay two system calls for nothing */
 };
 
 /* Threads are told apart by a number of ours: the system gives the identity of a dead one to the next. */
@@ -290,6 +291,8 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
         if (error < 0)
             return error;
     }
+    if (poller->run_turns > 0 && ++poller->run_turns == ATTACHED_AFTER_TURNS)
+        st_ring_attach(&poller->ring);
     st_uring_files_turn(poller);
     if (poller->forked)
         return -EBADF;
@@ -306,13 +309,18 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     return poller->callbacks == 0 && error < 0 ? error : poller->callbacks;
 }
 
+static void begin(st_poller *base) { ((st_uring *)base)->run_turns = 1; }
+
 static void settle(st_poller *base) {
     st_uring *poller = (st_uring *)base;
-    if (poller->forked || !poller->ring_open || poller->thread != this_thread() ||
-        (poller->dirty.first == NULL && st_ring_queued(&poller->ring) == 0))
+    poller->run_turns = 0;
+    if (poller->forked || !poller->ring_open || poller->thread != this_thread())
         return;
-    flush(poller);
-    st_ring_enter(&poller->ring, 0, 0, 0); /* completions are for the next turn */
+    if (poller->dirty.first != NULL || st_ring_queued(&poller->ring) > 0) {
+        flush(poller);
+        st_ring_enter(&poller->ring, 0, 0, 0); /* completions are for the next turn */
+    }
+    st_ring_detach(&poller->ring); /* the next turn may be another thread's */
 }
 
 static int wake(st_poller *base) {
@@ -380,8 +388,10 @@ static void free_poller(st_poller *base) {
     st_uring_files_free(poller);
     if (poller->ring_open) {
         bool ours = poller->thread == this_thread();
-        if (ours)
+        if (ours) {
             cancel_everything(poller);
+            st_ring_detach(&poller->ring);
+        }
         /* Connections that were accepted, but not reported, are closed like the others. */
         for (unsigned i = 0, ready = st_ring_ready(&poller->ring); i < ready; i++) {
             const st_uring_cqe *cqe = st_ring_cqe(&poller->ring, i);
@@ -443,6 +453,7 @@ static const st_poller_ops uring_ops = {
     .file_write = st_uring_file_write,
     .file_sync = st_uring_file_sync,
     .statistics = statistics,
+    .begin = begin,
     .settle = settle,
 };
 

@@ -153,6 +153,7 @@ struct st_uring {
     uint64_t thread; /* that the ring belongs to */
     unsigned entries;
     uint64_t turn, turn_events; /* completions of the current turn, or the last */
+    uint64_t run_turns;         /* turns since begin(), and one; 0: settled */
     int callbacks;              /* of the current turn */
     st_ops ops;
     st_uring_group small;

@@ -76,11 +76,13 @@ void st_uring_quiet_over(st_uring *poller) {
     /* While completions are missing from the queue, silence says nothing. */
     if (poller->forked || poller->quiet_count == 0 || st_ring_overflowed(&poller->ring))
         return;
+    /* First of all: what a callback submits meanwhile has no completion among those that are looked at. */
+    unsigned taken = st_ring_taken(&poller->ring);
     tell_reported(poller);
     unsigned count = poller->quiet_count, kept = 0;
     for (unsigned i = 0; i < count && !poller->forked; i++) {
         st_quiet_send quiet = poller->quiet[i];
-        if (!st_ring_taken(&poller->ring, quiet.position)) {
+        if ((int)(taken - quiet.position) < 0) {
             poller->quiet[kept++] = quiet;
             continue;
         }

@@ -132,7 +132,8 @@ bool st_uring_send_flush(st_uring_stream *stream) {
     int count = stream->part_count - stream->part_first;
     sqe->fd = stream->fd;
     sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-    if (poller->quiet_sends && !stream->base.sent_awaited && !stream->shutdown_wanted &&
+    /* Silence stands for all of it, so all of it has to be in this one request. */
+    if (poller->quiet_sends && !stream->base.sent_awaited && !stream->shutdown_wanted && count <= PARTS_PER_CALL_MAX &&
         stream->send_rest <= ST_BATCHED_BYTES_MAX && st_uring_quiet_add(poller, stream->send)) {
         sqe->flags = ST_SQE_SKIP_SUCCESS;
         sqe->op_flags |= MSG_WAITALL; /* makes a short send a failure, which is reported */
@@ -227,7 +228,7 @@ int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
 
 int st_uring_stream_shutdown(st_stream *base) {
     st_uring_stream *stream = (st_uring_stream *)base;
-    if (stream->unit.closing)
+    if (stream->unit.closing || poller_of(stream)->forked)
         return -EBADF;
     if (stream->shutdown_wanted || !stream->socket)
         return 0;

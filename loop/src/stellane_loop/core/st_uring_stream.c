@@ -157,7 +157,7 @@ static void tell_end(st_uring_stream *stream) {
 /* Bytes that were just received: to the owner, or behind those that already wait. */
 static void arrived(st_uring_stream *stream, char *data, size_t n) {
     poller_of(stream)->counted.receives++;
-    if (stream->unit.closing)
+    if (stream->unit.closing || stream->ended) /* ended: for want of memory, and what follows would hide the hole */
         return;
     size_t given = stream->reading && !has_held(stream) ? give(stream, data, n) : 0;
     if (given < n && !stream->unit.closing && !poller_of(stream)->forked)

@@ -11,7 +11,8 @@
 #include "st_uring.h"
 
 static const unsigned directions[2] = {ST_READABLE, ST_WRITABLE};
-static const unsigned poll_events[2] = {POLLIN | POLLPRI | POLLRDHUP, POLLOUT};
+/* Not POLLPRI: who does not read what is behind the urgent mark would be told of it in every turn. */
+static const unsigned poll_events[2] = {POLLIN | POLLRDHUP, POLLOUT};
 
 static st_uring *poller_of(st_uring_watch *watch) { return (st_uring *)watch->base.poller; }
 

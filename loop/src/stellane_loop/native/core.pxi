@@ -312,6 +312,8 @@ cdef class LoopCore:
             self._enter_run()
             self.running_in = PyThread_get_thread_ident()
             self.unpolled = TURNS_WITHOUT_POLL_MAX
+            if self.poller.ops.begin != NULL:
+                self.poller.ops.begin(self.poller)
             while True:
                 self.turn()
                 if self._stopping:

@@ -69,6 +69,7 @@ cdef extern from "core/st_poller.h":
         int (*file_write)(st_poller *, int, const iovec *, int, int64_t, int, void *) noexcept
         int (*file_sync)(st_poller *, int, int, void *) noexcept
         void (*statistics)(st_poller *, st_poller_statistics *) noexcept
+        void (*begin)(st_poller *) noexcept
         void (*settle)(st_poller *) noexcept
 
     ctypedef struct st_poller:
