@@ -75,6 +75,10 @@ static void test_write_sync_read(void) {
     CHECK_EQ(self->file_result, -EBADF);
     CHECK_EQ(write_file(poller, 9999, data, 1000, 0, ST_FILE_SYNC), -EBADF);
     CHECK_EQ(poller->ops->file_read(poller, fd, &part, 1, -1, self), -EINVAL);
+    turn(poller, 0);
+    double begin = now_s(); /* with nothing under way a turn sleeps as ever */
+    turn(poller, 50);
+    CHECK(now_s() - begin > 0.04);
     free_owner(self);
     free(data);
     free(got);
@@ -303,7 +307,9 @@ static void test_fork(void) {
     turn(poller, 0);
     pid_t child = fork();
     if (child == 0) {
+        int open = open_descriptors();
         poller->ops->after_fork(poller);
+        CHECK_EQ(open_descriptors(), open - 3); /* two rings and what wakes them */
         CHECK_EQ(poller->ops->file_sync(poller, fd, 0, self), -EBADF);
         int before = self->files_done;
         poller->ops->free(poller);
