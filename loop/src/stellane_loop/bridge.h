@@ -18,6 +18,7 @@ enum { stl_free_threaded = 0 };
 
 typedef struct stl_block {
     PyThreadState *thread_state;
+    void *loop; /* whose poller it is: borrowed */
 } stl_block;
 
 static void stl_block_begin(void *context) { ((stl_block *)context)->thread_state = PyEval_SaveThread(); }

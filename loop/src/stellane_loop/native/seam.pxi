@@ -33,6 +33,7 @@ cdef extern from "core/st_poller.h":
         void *context
         void (*block_begin)(void *) noexcept
         void (*block_end)(void *) noexcept
+        void (*waited)(void *) noexcept
         int (*stream_buffer)(void *, char **, size_t *) noexcept
         void (*stream_data)(void *, char *, ssize_t) noexcept
         void (*stream_sent)(void *, ssize_t, size_t) noexcept
@@ -124,7 +125,7 @@ cdef extern from "core/st_timers.h":
 cdef extern from "bridge.h":
     bint stl_free_threaded
     ctypedef struct stl_block:
-        pass
+        void *loop
     ctypedef struct stl_held:
         st_queue *ready
         st_queue *inbox
