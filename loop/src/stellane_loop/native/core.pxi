@@ -45,7 +45,7 @@ cdef class Owned:
         pass
 
 
-cdef class LoopCore:
+cdef class LoopCore(Clock):
     """The hot half of `Loop`. Its cold half is the standard library's Python code, further down the bases."""
 
     cdef st_poller *poller
@@ -104,6 +104,7 @@ cdef class LoopCore:
         if self.poller == NULL:
             raise OSError(-error, f"the {poller} poller can not be set up: {os.strerror(-error)}")
         self._closed = False
+        self.choose_clock()
 
     @property
     def poller_name(self):
@@ -246,7 +247,7 @@ cdef class LoopCore:
         """Run callback(*args) once `delay` seconds have passed."""
         if delay is None:
             raise TypeError("delay must not be None")
-        return self.at(stl_now_s() + <double>delay, callback, args, context, "call_later")
+        return self.at(self.now_s() + <double>delay, callback, args, context, "call_later")
 
     def call_at(self, when, callback, *args, context=None):
         """Run callback(*args) when loop.time() has reached `when`."""
@@ -276,10 +277,6 @@ cdef class LoopCore:
 
     def _timer_handle_cancelled(self, handle):
         """A timer handle of the standard library's class was cancelled; ours leave the heap by themselves."""
-
-    def time(self):
-        """Seconds on the loop's clock, which is time.monotonic()'s."""
-        return stl_now_s()
 
     def is_running(self):
         """Whether run_forever or run_until_complete is under way, in whichever thread."""
@@ -377,12 +374,12 @@ cdef class LoopCore:
         except BaseException as exc:
             self.keep_raised(exc)
 
-    cdef inline int64_t timeout_ns(self) noexcept:
+    cdef inline int64_t timeout_ns(self) except? -2:
         cdef double wait_s
         if self.ready.count or self._stopping or (self.order is not None and len(self.order)):
             return 0
         if self.timers.count:
-            wait_s = self.timers.slots[0].when_s - stl_now_s()
+            wait_s = self.timers.slots[0].when_s - self.now_s()
             if wait_s <= 0:
                 return 0
             if wait_s < TIMEOUT_S_MAX:
@@ -430,7 +427,7 @@ cdef class LoopCore:
             self.push(handle)
 
     cdef int take_due_timers(self) except -1:
-        cdef double end_s = stl_now_s() + CLOCK_RESOLUTION_S
+        cdef double end_s = self.now_s() + CLOCK_RESOLUTION_S
         cdef TimerHandle handle
         while self.timers.count and self.timers.slots[0].when_s < end_s:
             handle = <TimerHandle>self.timers.slots[0].timer.item

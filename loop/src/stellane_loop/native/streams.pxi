@@ -5,6 +5,7 @@ cdef class StreamTransport(StreamReceiver):
 
     cdef int open(self, LoopCore loop, int fd, protocol, server, dict extra) except -1:
         cdef int error = 0
+        stl_drop_empty_dict(self)
         self.loop = loop
         self._sock_fd = fd
         self._high = WRITE_HIGH_BYTES
@@ -267,7 +268,7 @@ cdef class StreamTransport(StreamReceiver):
 
     def __del__(self):
         if self.protocol is not None and self.loop is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            stl_warn_unclosed(self)
 
     # --- the rest of the interface ---
 
