@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import time
 import weakref
+from typing import ClassVar
 from unittest import mock
 
 import pytest
@@ -51,6 +53,60 @@ def test_what_is_put_on_a_transport_does_not_keep_it(run):
         await asyncio.sleep(0)
         gc.collect()
         assert gone() is None
+
+    run(main())
+
+
+def test_a_get_extra_info_that_is_patched_for_all_transports_is_used(run):
+    async def main():
+        async with connection() as (transport, _, _):
+            with mock.patch("asyncio.BaseTransport.get_extra_info", return_value="patched") as patched:
+                assert transport.get_extra_info("sockname") == "patched"
+                patched.assert_called_with("sockname")
+                assert transport.get_extra_info("sockname", 1) == "patched"
+                patched.assert_called_with("sockname", 1)
+            with mock.patch("asyncio.BaseTransport.get_extra_info", lambda *arguments: arguments):
+                assert transport.get_extra_info("sockname") == (transport, "sockname")
+            assert transport.get_extra_info("no such thing", 1) == 1
+
+    run(main())
+
+
+class OwnSocket(socket.socket):
+    """Notes how it is used."""
+
+    used: ClassVar[set[str]] = set()
+
+    def recv(self, *arguments):
+        self.used.add("recv")
+        return super().recv(*arguments)
+
+    def send(self, *arguments):
+        self.used.add("send")
+        return super().send(*arguments)
+
+
+def test_a_socket_that_receives_and_sends_in_its_own_way_is_asked_to(run, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"the file")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        OwnSocket.used.clear()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=OwnSocket(fileno=ours.detach()))
+            theirs.send(b"question")
+            assert await reader.readexactly(8) == b"question"
+            writer.write(b"answer")
+            assert theirs.recv(100) == b"answer"
+            assert OwnSocket.used == {"recv", "send"}
+            with file.open("rb") as opened:
+                await loop.sendfile(writer.transport, opened)
+            assert theirs.recv(100) == b"the file"
+            writer.close()
+            await writer.wait_closed()
+            assert theirs.recv(100) == b""
 
     run(main())
 

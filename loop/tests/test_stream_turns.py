@@ -235,6 +235,7 @@ def test_a_reader_that_is_set_after_the_wait_is_not_called_for_what_the_wait_fou
             called.append(ours.recv(100))
             loop.add_reader(ours, lambda: called.append(ours.recv(100)))
 
+        loop.set_exception_handler(lambda _, context: called.append(context["exception"]))
         with ours, theirs:
             loop.add_reader(ours, called.append, "replaced")
             theirs.send(b"first")

@@ -202,6 +202,8 @@ class Loop(_native.NativeLoop, unix_events._UnixSelectorEventLoop):
         return ssl_protocol._app_transport
 
     async def _sendfile_native(self, transp, file, offset, count):
+        if not isinstance(transp, _native.StreamTransport):  # over a socket that sends in its own way
+            return await super()._sendfile_native(transp, file, offset, count)
         reading = transp.is_reading()
         transp.pause_reading()
         await transp._make_empty_waiter()

@@ -304,6 +304,8 @@ cdef class StreamTransport(StreamReceiver):
 
     def get_extra_info(self, name, default=None):
         """socket, sockname, peername, or what the transport was made with."""
+        if asyncio.BaseTransport.get_extra_info is not ASYNCIO_GET_EXTRA_INFO:
+            return patched_get_extra_info(self)(name) if default is None else patched_get_extra_info(self)(name, default)
         if name in self.extra:
             return self.extra[name]
         if self.stream != NULL and name == "socket":
@@ -335,6 +337,16 @@ cdef class StreamTransport(StreamReceiver):
     @property
     def __class__(self):
         return SocketStreamTransport
+
+
+cdef object ASYNCIO_GET_EXTRA_INFO = asyncio.BaseTransport.get_extra_info
+
+
+cdef patched_get_extra_info(StreamTransport transport):
+    """What somebody put in the place of asyncio's for all transports, bound as if it were inherited."""
+    patched = vars(asyncio.BaseTransport)["get_extra_info"]
+    bind = getattr(type(patched), "__get__", None)
+    return patched if bind is None else bind(patched, transport, SocketStreamTransport)
 
 
 class SocketStreamTransport(transports._FlowControlMixin, asyncio.Transport):
