@@ -278,6 +278,23 @@ def test_a_writer_that_the_reader_replaces_is_called_in_the_next_turn(run):
     run(main())
 
 
+def test_readers_are_counted_as_callbacks(run):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        called = []
+        with ours, theirs:
+            theirs.send(b"x")
+            loop.measure_turns(True)
+            loop.add_reader(ours, called.append, None)  # level-triggered: once a turn
+            while len(called) < 50:
+                await asyncio.sleep(0)
+            loop.remove_reader(ours)
+        assert loop.statistics().callbacks >= 90  # the reader, and the task
+
+    run(main())
+
+
 def test_both_halves_of_a_turn_are_measured_as_one(run):
     async def main():
         loop = asyncio.get_running_loop()
