@@ -311,3 +311,17 @@ def test_both_halves_of_a_turn_are_measured_as_one(run):
         assert sum(measured.turn_us_log2[12:]) >= 9  # 2,048 microseconds and longer, as both halves are together
 
     run(main())
+
+
+def test_a_transport_that_is_closed_behind_the_last_write_of_a_run_is_lost_in_it(loop):
+    async def main():
+        transport, protocol, peer = await connected()
+        await asyncio.sleep(0.01)
+        transport.write(b"x")
+        transport.close()
+        return protocol, peer
+
+    protocol, peer = loop.run_until_complete(main())
+    with peer:
+        assert protocol.events == ["made", "lost"]
+        assert peer.recv(10) == b"x"

@@ -253,6 +253,8 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
 
 /* What is there, without a wait. False: a callback returned in a forked child, where the ring is not mapped. */
 static bool deliver(st_uring *poller) {
+    /* Sends first, before `waited` and not only the quiet ones: what left with the enter left when it was written, for its
+     * owner, and a transport that only waits for that is lost in this turn, which may be the last. */
     st_uring_quiet_over(poller);
     st_unit_list due = poller->due;
     poller->due = (st_unit_list){0};
