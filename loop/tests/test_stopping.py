@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -144,3 +146,19 @@ def test_a_transport_that_outlives_its_loop_can_be_used_as_a_lost_one(new_loop) 
 
     with pytest.warns(ResourceWarning, match="unclosed transport"):
         outlive()
+
+
+def test_a_transport_that_nobody_closed_is_no_affair_of_the_excepthook_where_warnings_are_errors(new_loop, monkeypatch):
+    """Cython's finalizers would tell it, and at the end of the interpreter that is "Error in sys.excepthook"."""
+    hooked, unraisable = [], []
+    monkeypatch.setattr(sys, "excepthook", lambda *raised: hooked.append(raised))
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: unraisable.append(told.exc_type))
+    loop = new_loop()
+    ours, theirs = socket.socketpair()
+    with theirs, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transport, _ = loop.run_until_complete(loop.create_connection(asyncio.Protocol, sock=ours))
+        loop.close()
+        del transport
+        gc.collect()
+    assert (hooked, unraisable) == ([], [ResourceWarning])

@@ -6,8 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-import warnings
-from asyncio import base_events, constants, events, format_helpers, transports, trsock
+from asyncio import base_events, constants, events, format_helpers, selector_events, transports, trsock
 from asyncio.base_events import _format_handle
 from asyncio.log import logger
 
@@ -18,6 +17,7 @@ from stellane_loop.ready import NORMAL, priority
 cimport cython
 
 include "native/seam.pxi"
+include "native/clock.pxi"
 include "native/handles.pxi"
 include "native/core.pxi"
 include "native/sink.pxi"

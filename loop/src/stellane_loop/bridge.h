@@ -18,6 +18,7 @@ enum { stl_free_threaded = 0 };
 
 typedef struct stl_block {
     PyThreadState *thread_state;
+    void *loop; /* whose poller it is: borrowed */
 } stl_block;
 
 static void stl_block_begin(void *context) { ((stl_block *)context)->thread_state = PyEval_SaveThread(); }
@@ -27,6 +28,17 @@ static inline double stl_now_s(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Cython makes the dict of `cdef dict __dict__` with the object; the interpreter makes one when an attribute is set. */
+static inline void stl_drop_empty_dict(PyObject *object) {
+    PyObject **dict = (PyObject **)((char *)object + Py_TYPE(object)->tp_dictoffset);
+    Py_CLEAR(*dict);
+}
+
+/* From a finalizer. Where warnings are errors Cython would tell sys.excepthook of it, which is for the end of a program. */
+static inline void stl_warn_unclosed(PyObject *transport) {
+    if (PyErr_ResourceWarning(transport, 1, "unclosed transport %R", transport)) PyErr_WriteUnraisable(transport);
 }
 
 /* callback(*args) in `context`; args is a tuple. NULL with an exception set, or a new reference. */

@@ -154,7 +154,15 @@ class Loop(_native.NativeLoop, SignalHandling):
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
 
+    def _make_datagram_transport(self, *args, **kwargs):
+        transport = super()._make_datagram_transport(*args, **kwargs)
+        if transport._extra["peername"] == "":
+            transport._extra["peername"] = _Unnamed()
+        return transport
+
     async def _sendfile_native(self, transp, file, offset, count):
+        if not isinstance(transp, _native.StreamTransport):  # over a socket that sends in its own way
+            return await super()._sendfile_native(transp, file, offset, count)
         reading = transp.is_reading()
         transp.pause_reading()
         await transp._make_empty_waiter()
@@ -211,6 +219,13 @@ class Loop(_native.NativeLoop, SignalHandling):
             f"<{type(self).__name__} poller={self.poller_name} running={self.is_running()} "
             f"closed={self.is_closed()} debug={self.get_debug()}>"
         )
+
+
+class _Unnamed(str):
+    """The name of a peer that has none, as in a pair of sockets: asyncio's transport takes a false one for no peer."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class _SelectorView:

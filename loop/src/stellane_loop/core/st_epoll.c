@@ -200,6 +200,7 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     if (error) return -error;
     size_t again = poller->again.count;
     poller->counted.events += (uint64_t)count;
+    if (base->sink.waited) base->sink.waited(base->sink.context);
     /* A callback may return in a forked child: what else there is belongs to the parent. */
     for (int i = 0; i < count && !poller->forked; i++) {
         uint64_t key = poller->events[i].data.u64;

@@ -49,6 +49,9 @@ typedef struct st_sink {
     /* Around a system call that may block: release and take again the interpreter's lock. */
     void (*block_begin)(void *context);
     void (*block_end)(void *context);
+    /* Once a turn, after the wait and before anything of what it found is told: the place of what was due before that. May
+     * be NULL. What happens from here on to what was found (it is closed, or reading is stopped) is respected. */
+    void (*waited)(void *context);
     /* Where the next bytes go: at most *len bytes at *at. 0, or nonzero to stop reading (as read_stop). */
     int (*stream_buffer)(void *owner, char **at, size_t *len);
     /* n > 0: bytes at `data`. 0: end of file, once. < 0: -errno, once. After 0 or an error reading has stopped. */

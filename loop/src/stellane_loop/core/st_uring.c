@@ -128,8 +128,7 @@ static void dispatch(st_uring *poller, const st_uring_cqe *cqe) {
     }
 }
 
-static void dispatch_ready(st_uring *poller) {
-    unsigned ready = poller->forked ? 0 : st_ring_ready(&poller->ring);
+static void dispatch_some(st_uring *poller, unsigned ready) {
     poller->turn_events = ready;
     poller->counted.events += ready;
     for (unsigned i = 0; i < ready && !poller->forked; i++) {
@@ -140,10 +139,12 @@ static void dispatch_ready(st_uring *poller) {
     }
 }
 
-static void deliver_due(st_uring *poller) {
-    st_unit_list due = poller->due;
-    poller->due = (st_unit_list){0};
-    for (st_unit *unit = due.first, *next; unit != NULL; unit = next) {
+static void dispatch_ready(st_uring *poller) {
+    dispatch_some(poller, poller->forked ? 0 : st_ring_ready(&poller->ring));
+}
+
+static void deliver_due(st_uring *poller, st_unit_list due) {
+    for (st_unit *unit = due.first, *next; unit != NULL && !poller->forked; unit = next) {
         next = unit->due_next;
         unit->due = false;
         if (unit->closing)
@@ -264,9 +265,17 @@ static int enter(st_uring *poller, int64_t timeout_ns, unsigned min_events, int6
 
 /* What is there, without a wait. False: a callback returned in a forked child, where the ring is not mapped. */
 static bool deliver(st_uring *poller) {
+    /* Sends first, before `waited` and not only the quiet ones: what left with the enter left when it was written, for its
+     * owner, and a transport that only waits for that is lost in this turn, which may be the last. */
     st_uring_quiet_over(poller);
-    deliver_due(poller);
-    dispatch_ready(poller);
+    st_unit_list due = poller->due;
+    poller->due = (st_unit_list){0};
+    unsigned ready = poller->forked ? 0 : st_ring_ready(&poller->ring);
+    if (poller->base.sink.waited != NULL && !poller->forked)
+        poller->base.sink.waited(poller->base.sink.context);
+    deliver_due(poller, due);
+    if (!poller->forked)
+        dispatch_some(poller, ready);
     for (int round = 0; !poller->forked && st_ring_overflowed(&poller->ring) && round < OVERFLOW_ROUNDS_MAX; round++) {
         poller->counted.overflows++;
         if (st_ring_fetch(&poller->ring) < 0)

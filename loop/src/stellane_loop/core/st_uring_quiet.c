@@ -74,7 +74,7 @@ static void tell_reported(st_uring *poller) {
 
 void st_uring_quiet_over(st_uring *poller) {
     /* While completions are missing from the queue, silence says nothing. */
-    if (poller->forked || poller->quiet_count == 0 || st_ring_overflowed(&poller->ring))
+    if (poller->forked || st_ring_overflowed(&poller->ring))
         return;
     /* First of all: what a callback submits meanwhile has no completion among those that are looked at. */
     unsigned taken = st_ring_taken(&poller->ring);

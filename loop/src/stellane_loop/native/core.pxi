@@ -6,7 +6,7 @@ cdef enum:
 cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several of these
 cdef double CLOCK_RESOLUTION_S = 1e-9
 cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
-
+cdef size_t ALL = <size_t>-1
 
 cdef object NOT_GIVEN = object()
 
@@ -16,7 +16,7 @@ cdef enum:
 cdef struct turn_measures:
     uint64_t callbacks
     uint64_t took_us_log2[TURN_BUCKETS]
-    double busy_s, lag_max_s, polled_s
+    double busy_s, lag_max_s, earlier_s  # the last: what run_earlier took of the turn under way
 
 
 cdef stl_held held_by(PyObject *loop) noexcept:
@@ -45,7 +45,7 @@ cdef class Owned:
         pass
 
 
-cdef class LoopCore:
+cdef class LoopCore(Clock):
     """The hot half of `Loop`. Its cold half is the standard library's Python code, further down the bases."""
 
     cdef st_poller *poller
@@ -71,6 +71,9 @@ cdef class LoopCore:
     cdef double slow_s
     cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported
     cdef bint measuring           # turns are measured
+    cdef bint measured            # the turn under way is
+    cdef bint told_waited         # of the turn under way: the poll got as far as to tell what it found
+    cdef size_t due               # how many of the first in `ready` the turn under way has still to run
     cdef bint adaptive            # waits follow the controller of adaptive.pxi
     cdef turn_measures measures
     cdef public bint _closed, _stopping
@@ -93,6 +96,7 @@ cdef class LoopCore:
         cdef st_sink sink = loop_sink
         st_keep_heap()
         sink.context = &self.block
+        self.block.loop = <void *>self
         if poller == "epoll":
             self.poller = st_epoll_new(&sink, &error)
         else:
@@ -100,6 +104,7 @@ cdef class LoopCore:
         if self.poller == NULL:
             raise OSError(-error, f"the {poller} poller can not be set up: {os.strerror(-error)}")
         self._closed = False
+        self.choose_clock()
 
     @property
     def poller_name(self):
@@ -242,7 +247,7 @@ cdef class LoopCore:
         """Run callback(*args) once `delay` seconds have passed."""
         if delay is None:
             raise TypeError("delay must not be None")
-        return self.at(stl_now_s() + <double>delay, callback, args, context, "call_later")
+        return self.at(self.now_s() + <double>delay, callback, args, context, "call_later")
 
     def call_at(self, when, callback, *args, context=None):
         """Run callback(*args) when loop.time() has reached `when`."""
@@ -272,10 +277,6 @@ cdef class LoopCore:
 
     def _timer_handle_cancelled(self, handle):
         """A timer handle of the standard library's class was cancelled; ours leave the heap by themselves."""
-
-    def time(self):
-        """Seconds on the loop's clock, which is time.monotonic()'s."""
-        return stl_now_s()
 
     def is_running(self):
         """Whether run_forever or run_until_complete is under way, in whichever thread."""
@@ -331,28 +332,56 @@ cdef class LoopCore:
     cdef int turn(self) except -1:
         cdef int64_t timeout_ns = self.timeout_ns()
         self.turns += 1
+        self.measured = self.measuring
+        self.told_waited = False
         if timeout_ns == 0 and self.open_count <= self._background and self.unpolled < TURNS_WITHOUT_POLL_MAX:
             self.unpolled += 1  # nothing could have happened but signals and calls from other threads
         else:
             self.unpolled = 0
             self.poll(timeout_ns)
         PyErr_CheckSignals()
-        if self.inbox.count:
-            self.take_inbox()
-        if self.timers.count:
-            self.take_due_timers()
-        if self.measuring:
-            return self.run_measured()
+        if not self.told_waited:
+            self.due = ALL
+            if self.inbox.count:
+                self.take_inbox()
+            if self.timers.count:
+                self.take_due_timers()
+        if self.measured:
+            return self.run_measured(min(self.due, self.ready.count), True)
         if self.order is not None:
             return self.run_ordered()
-        return self.run_ready(self.ready.count)
+        return self.run_ready(min(self.due, self.ready.count))
 
-    cdef inline int64_t timeout_ns(self) noexcept:
+    cdef void run_earlier(self) noexcept:
+        # The order is asyncio's: what was ready before the poll, what the poll found, the timers that are due; and what
+        # these schedule in the next turn. Only a loop that was idle goes on at once with what the poll woke, and saves
+        # the second poll of each request: there was nothing to be overtaken.
+        cdef size_t earlier
+        if self.order is not None:
+            return
+        try:
+            self.told_waited = True
+            if self.inbox.count:
+                self.take_inbox()
+            earlier = self.ready.count
+            if self.timers.count:
+                self.take_due_timers()
+            self.due = ALL
+            if earlier:
+                self.due = self.ready.count - earlier
+                if self.measured:
+                    self.run_measured(earlier, False)
+                else:
+                    self.run_ready(earlier)
+        except BaseException as exc:
+            self.keep_raised(exc)
+
+    cdef inline int64_t timeout_ns(self) except? -2:
         cdef double wait_s
         if self.ready.count or self._stopping or (self.order is not None and len(self.order)):
             return 0
         if self.timers.count:
-            wait_s = self.timers.slots[0].when_s - stl_now_s()
+            wait_s = self.timers.slots[0].when_s - self.now_s()
             if wait_s <= 0:
                 return 0
             if wait_s < TIMEOUT_S_MAX:
@@ -400,7 +429,7 @@ cdef class LoopCore:
             self.push(handle)
 
     cdef int take_due_timers(self) except -1:
-        cdef double end_s = stl_now_s() + CLOCK_RESOLUTION_S
+        cdef double end_s = self.now_s() + CLOCK_RESOLUTION_S
         cdef TimerHandle handle
         while self.timers.count and self.timers.slots[0].when_s < end_s:
             handle = <TimerHandle>self.timers.slots[0].timer.item
@@ -422,19 +451,21 @@ cdef class LoopCore:
                 break
             handle = <Handle>item
             Py_DECREF(handle)  # the queue's reference
-            if handle._cancelled:
-                continue
-            if self.timed:
-                self.run_timed(handle)
-            else:
-                handle.run()
+            self.run_one(handle)
         return 0
+
+    cdef inline int run_one(self, Handle handle) except -1:
+        if handle._cancelled:
+            return 0
+        if self.timed:
+            return self.run_timed(handle)
+        return handle.run()
 
     # Defined in turns.pxi and adaptive.pxi, for those who asked for more than first in, first out, and sleep.
     cdef int run_ordered(self) except -1:
         raise NotImplementedError
 
-    cdef int run_measured(self) except -1:
+    cdef int run_measured(self, size_t count, bint ends_turn) except -1:
         raise NotImplementedError
 
     cdef int run_timed(self, Handle handle) except -1:

@@ -8,6 +8,20 @@ cdef int set_nodelay(sock) except -1:
     return 0
 
 
+cdef tuple OWN_IO = ("recv", "recv_into", "send", "sendmsg")
+
+
+cdef bint has_own_io(sock) except -1:
+    """Whether its class receives or sends in a way of its own, which a transport has to use."""
+    kind = type(sock)
+    if kind is socket.socket:
+        return False
+    for name in OWN_IO:
+        if getattr(kind, name, None) is not getattr(socket.socket, name):
+            return True
+    return False
+
+
 cdef class NativeLoop(AdaptiveTurns):
     """All of the native half; `stellane_loop.Loop` is this and asyncio's own Unix loop."""
 
@@ -69,6 +83,9 @@ cdef class NativeLoop(AdaptiveTurns):
         cdef StreamTransport transport
         cdef dict known = dict(extra) if extra else {}
         self.check_open()
+        if has_own_io(sock):
+            asyncios = selector_events.BaseSelectorEventLoop._make_socket_transport
+            return asyncios(self, sock, protocol, waiter, extra=extra, server=server)
         set_nodelay(sock)
         for name, address in addresses_of(sock.fileno()).items():
             known.setdefault(name, address)

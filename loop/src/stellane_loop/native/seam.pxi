@@ -33,6 +33,7 @@ cdef extern from "core/st_poller.h":
         void *context
         void (*block_begin)(void *) noexcept
         void (*block_end)(void *) noexcept
+        void (*waited)(void *) noexcept
         int (*stream_buffer)(void *, char **, size_t *) noexcept
         void (*stream_data)(void *, char *, ssize_t) noexcept
         void (*stream_sent)(void *, ssize_t, size_t) noexcept
@@ -127,7 +128,7 @@ cdef extern from "core/st_timers.h":
 cdef extern from "bridge.h":
     bint stl_free_threaded
     ctypedef struct stl_block:
-        pass
+        void *loop
     ctypedef struct stl_held:
         st_queue *ready
         st_queue *inbox
@@ -136,6 +137,8 @@ cdef extern from "bridge.h":
     void stl_block_begin(void *) noexcept
     void stl_block_end(void *) noexcept
     double stl_now_s() noexcept nogil
+    void stl_drop_empty_dict(object) noexcept
+    void stl_warn_unclosed(object) noexcept
     object stl_call(object context, object callback, tuple args)
     object stl_call_one(object context, object callback, object arg)
     void stl_traverse_held(void *type, stl_held_by) noexcept
@@ -155,5 +158,6 @@ cdef extern from "Python.h":
     object PyContext_Copy(object)
     int PyContext_Enter(object) except -1
     int PyContext_Exit(object) except -1
+    int PyObject_GenericSetAttr(object, object, PyObject *) except -1
     int PyBytes_CheckExact(object)
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1

@@ -25,6 +25,10 @@ cdef void sink_file_done(void *owner, int64_t result) noexcept:
     (<FileOperation>owner).on_done(result)
 
 
+cdef void sink_waited(void *context) noexcept:
+    (<LoopCore>(<stl_block *>context).loop).run_earlier()
+
+
 cdef void sink_closed(void *owner) noexcept:
     cdef Owned object_ = <Owned>owner
     object_.closed()
@@ -35,6 +39,7 @@ cdef st_sink loop_sink
 loop_sink.context = NULL
 loop_sink.block_begin = stl_block_begin
 loop_sink.block_end = stl_block_end
+loop_sink.waited = sink_waited
 loop_sink.stream_buffer = sink_stream_buffer
 loop_sink.stream_data = sink_stream_data
 loop_sink.stream_sent = sink_stream_sent

@@ -33,6 +33,7 @@ cdef class StreamWriter(Owned):
     cdef object _empty_waiter
     cdef Py_buffer view            # of what the protocol lent
     cdef bint lent
+    cdef dict __dict__             # as asyncio's: what somebody puts there, a patched `write` say, is what callers find
     cdef object __weakref__
 
     # Defined by StreamTransport.

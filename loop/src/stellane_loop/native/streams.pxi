@@ -5,6 +5,7 @@ cdef class StreamTransport(StreamReceiver):
 
     cdef int open(self, LoopCore loop, int fd, protocol, server, dict extra) except -1:
         cdef int error = 0
+        stl_drop_empty_dict(self)
         self.loop = loop
         self._sock_fd = fd
         self._high = WRITE_HIGH_BYTES
@@ -267,7 +268,7 @@ cdef class StreamTransport(StreamReceiver):
 
     def __del__(self):
         if self.protocol is not None and self.loop is not None:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            stl_warn_unclosed(self)
 
     # --- the rest of the interface ---
 
@@ -303,6 +304,8 @@ cdef class StreamTransport(StreamReceiver):
 
     def get_extra_info(self, name, default=None):
         """socket, sockname, peername, or what the transport was made with."""
+        if asyncio.BaseTransport.get_extra_info is not ASYNCIO_GET_EXTRA_INFO:
+            return patched_get_extra_info(self)(name) if default is None else patched_get_extra_info(self)(name, default)
         if name in self.extra:
             return self.extra[name]
         if self.stream != NULL and name == "socket":
@@ -334,6 +337,16 @@ cdef class StreamTransport(StreamReceiver):
     @property
     def __class__(self):
         return SocketStreamTransport
+
+
+cdef object ASYNCIO_GET_EXTRA_INFO = asyncio.BaseTransport.get_extra_info
+
+
+cdef patched_get_extra_info(StreamTransport transport):
+    """What somebody put in the place of asyncio's for all transports, bound as if it were inherited."""
+    patched = vars(asyncio.BaseTransport)["get_extra_info"]
+    bind = getattr(type(patched), "__get__", None)
+    return patched if bind is None else bind(patched, transport, SocketStreamTransport)
 
 
 class SocketStreamTransport(transports._FlowControlMixin, asyncio.Transport):

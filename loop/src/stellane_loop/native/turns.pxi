@@ -25,12 +25,7 @@ cdef class ObservedTurns(FileOperations):
             count -= 1
             handle = self.order.pop()
             handle.queued = False
-            if handle._cancelled:
-                continue
-            if self.timed:
-                self.run_timed(handle)
-            else:
-                handle.run()
+            self.run_one(handle)
             if stl_now_s() >= end_s:
                 break
         return 0
@@ -94,17 +89,22 @@ cdef class ObservedTurns(FileOperations):
             memset(&self.measures, 0, sizeof(turn_measures))
         self.measuring = on
 
-    cdef int run_measured(self) except -1:
+    cdef int run_measured(self, size_t count, bint ends_turn) except -1:
         cdef double start_s = stl_now_s(), took_s
         cdef double took_us
         cdef int bucket = 0
-        self.measures.callbacks += self.ready.count
+        self.measures.callbacks += count
         if self.order is not None:
             self.measures.callbacks += len(self.order)
             self.run_ordered()
         else:
-            self.run_ready(self.ready.count)
+            self.run_ready(count)
         took_s = stl_now_s() - start_s
+        if not ends_turn:
+            self.measures.earlier_s = took_s
+            return 0
+        took_s += self.measures.earlier_s
+        self.measures.earlier_s = 0
         took_us = took_s * 1e6
         while took_us >= 1 and bucket < TURN_BUCKETS - 1:
             took_us /= 2

@@ -38,20 +38,24 @@ cdef class Watch(Watcher):
     """The reader and the writer of one descriptor."""
 
     cdef Handle reader, writer
+    cdef unsigned long reader_turn, writer_turn  # in which they were set: what that turn's poll found is not theirs
     cdef object file  # as it was given last: once closed it has no number to be found by
 
     cdef void on_ready(self, unsigned events) noexcept:
+        cdef Handle reader = self.reader if events & ST_READABLE and self.reader_turn != self.loop.turns else None
+        cdef Handle writer = self.writer if events & ST_WRITABLE and self.writer_turn != self.loop.turns else None
         try:
-            if events & ST_READABLE and self.reader is not None:
-                self.push(self.reader)
-            if events & ST_WRITABLE and self.writer is not None:
-                self.push(self.writer)
+            if reader is not None:
+                self.run_or_push(reader)
+            if writer is not None:
+                self.run_or_push(writer)
         except BaseException as exc:
             self.loop.keep_raised(exc)
 
-    cdef inline int push(self, Handle handle) except -1:
+    cdef inline int run_or_push(self, Handle handle) except -1:
         if self.loop.order is None:
-            return self.loop.push(handle)
+            self.loop.measures.callbacks += self.loop.measured
+            return self.loop.run_one(handle)
         # It may wait there for several turns, and each of their polls says again that the descriptor is ready.
         if not handle.queued:
             self.loop.push_ordered(handle)
@@ -84,8 +88,10 @@ cdef Handle watch_add(LoopCore loop, file, Handle handle, bint writer):
         loop.watches[fd] = watch
     if writer:
         replaced, watch.writer = watch.writer, handle
+        watch.writer_turn = loop.turns
     else:
         replaced, watch.reader = watch.reader, handle
+        watch.reader_turn = loop.turns
     try:
         watch.update()
     except BaseException:
