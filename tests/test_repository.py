@@ -6,6 +6,8 @@ import ast
 import configparser
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,16 @@ def test_a_plugin_has_its_place_in_the_matrix(folder: Path) -> None:
         star = matrix["tox"]["env_list"]
         assert re.search(rf"\b{name}\b", star), f"no environment of the star has the factor {name}"
         assert re.search(rf"\b{name}\b", matrix["tox"]["labels"])
+
+
+def test_ci_runs_the_whole_star_once() -> None:
+    """Some of it beside scripts/test and the rest after it."""
+
+    def environments(*which: str) -> list[str]:
+        command = [sys.executable, "-m", "tox", "list", "--no-desc", *which]
+        return sorted(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+    assert sorted(environments("-m", "beside") + environments("-m", "after")) == environments("-d")
 
 
 @each_distribution

@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("kernel", "loop", "plugins", "examples", "tests", "bench", "scripts", "docs", ".ci")
-TEXTS = {".py", ".md", ".toml", ".ini", ".txt", ".c", ".h", ".yaml", ".yml", ""}
+TEXTS = {".py", ".pxd", ".pxi", ".pyx", ".md", ".toml", ".ini", ".txt", ".c", ".h", ".yaml", ".yml", ""}
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 SLEEP_S_MAX = 2.5

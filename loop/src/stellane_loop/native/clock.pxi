@@ -1,5 +1,10 @@
 # The time that timers go by.
 
+cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several of these
+cdef double CLOCK_RESOLUTION_S = 1e-9
+cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
+
+
 cdef class Clock:
     """time.monotonic(), unless somebody patched `time` or a subclass has its own: then timers go by that, as asyncio's do."""
 

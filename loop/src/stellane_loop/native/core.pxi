@@ -3,9 +3,6 @@
 cdef enum:
     TURNS_WITHOUT_POLL_MAX = 64  # of a loop that has nothing open but its wake-up
 
-cdef double TIMEOUT_S_MAX = 24 * 3600.0  # as asyncio; a longer wait is several of these
-cdef double CLOCK_RESOLUTION_S = 1e-9
-cdef int64_t TIMER_GRANULARITY_NS = 1000000  # as asyncio and libuv: timers that are close share a wake-up
 cdef size_t ALL = <size_t>-1
 
 cdef object NOT_GIVEN = object()
