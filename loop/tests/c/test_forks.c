@@ -1,5 +1,6 @@
 /* A callback that forks and returns in both processes, the same for every poller: argv[1] names it. The child gets an
- * error from its turn and nothing else: what there was to report, receive and accept is the parent's. */
+ * error from its turn and nothing else: what there was to report, receive and accept is the parent's.
+ * More than 500 lines, because every fork is checked by the same few functions. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>

@@ -1,4 +1,5 @@
-/* The io_uring poller: its life, its turn, wake-ups, and moving to another thread or a forked child. */
+/* The io_uring poller: its life, its turn, wake-ups, and moving to another thread or a forked child.
+ * More than 500 lines, because what each of these leaves to the next is understood together or not. */
 #define _GNU_SOURCE
 #include "st_uring.h"
 #include "st_clock.h"
