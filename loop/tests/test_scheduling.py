@@ -27,6 +27,26 @@ def test_callbacks_run_in_the_order_they_were_scheduled(loop):
     assert seen == list(range(1000))
 
 
+@pytest.mark.parametrize("method", ["call_soon", "call_soon_threadsafe"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_arguments_arrive_as_they_were_given(loop, method, count):
+    """Also None. The handle shows them until it is cancelled."""
+    given = (None, *range(1, count))[:count]
+    seen = []
+
+    def take(*args):
+        seen.append(args)
+        loop.stop()
+
+    handle = getattr(loop, method)(take, *given)
+    cancelled = getattr(loop, method)(take, *given)
+    assert handle._args == given
+    cancelled.cancel()
+    assert cancelled._args is None
+    loop.run_forever()
+    assert seen == [given]
+
+
 def test_what_a_callback_schedules_runs_in_the_next_turn(loop):
     seen = []
     loop.call_soon(lambda: (seen.append("first"), loop.call_soon(seen.append, "third")))
@@ -215,6 +235,28 @@ def test_priority_order_lets_what_is_urgent_overtake(run):
             contextvars.copy_context().run(schedule, level, name)
         await asyncio.sleep(0.01)
         assert seen == ["urgent", "normal", "normal too", "low"]
+
+    run(main())
+
+
+def test_what_is_urgent_overtakes_when_another_thread_schedules_it(run):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_ready_order(stellane_loop.PriorityOrder())
+        seen = []
+
+        def post() -> None:
+            loop.call_soon_threadsafe(seen.append, "as it comes")
+            urgent = contextvars.copy_context()
+            urgent.run(stellane_loop.priority.set, -5)
+            loop.call_soon_threadsafe(seen.append, "urgent", context=urgent)
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        thread.join()  # the loop has taken neither
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+        assert seen == ["urgent", "as it comes"]
 
     run(main())
 

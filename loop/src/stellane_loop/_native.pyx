@@ -19,6 +19,7 @@ cimport cython
 include "native/seam.pxi"
 include "native/clock.pxi"
 include "native/handles.pxi"
+include "native/scheduling.pxi"
 include "native/core.pxi"
 include "native/sink.pxi"
 include "native/watches.pxi"

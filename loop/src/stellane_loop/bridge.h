@@ -16,6 +16,15 @@ enum { stl_free_threaded = 1 };
 enum { stl_free_threaded = 0 };
 #endif
 
+/* Whoever touches what such a lock guards has the interpreter's lock too, where there is one: that is enough then. */
+static inline void stl_lock(pthread_mutex_t *lock) {
+    if (stl_free_threaded) pthread_mutex_lock(lock);
+}
+
+static inline void stl_unlock(pthread_mutex_t *lock) {
+    if (stl_free_threaded) pthread_mutex_unlock(lock);
+}
+
 typedef struct stl_block {
     PyThreadState *thread_state;
     void *loop; /* whose poller it is: borrowed */
@@ -55,6 +64,15 @@ static inline PyObject *stl_call_one(PyObject *context, PyObject *callback, PyOb
     PyObject *args[2] = {NULL, arg};
     if (PyContext_Enter(context)) return NULL;
     result = PyObject_Vectorcall(callback, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    if (PyContext_Exit(context)) Py_CLEAR(result);
+    return result;
+}
+
+static inline PyObject *stl_call_two(PyObject *context, PyObject *callback, PyObject *first, PyObject *second) {
+    PyObject *result;
+    PyObject *args[3] = {NULL, first, second};
+    if (PyContext_Enter(context)) return NULL;
+    result = PyObject_Vectorcall(callback, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     if (PyContext_Exit(context)) Py_CLEAR(result);
     return result;
 }

@@ -1,11 +1,9 @@
-# The loop itself: the ready queue, the timers and the turn.
+# The loop itself: what it holds, and the turn.
 
 cdef enum:
     TURNS_WITHOUT_POLL_MAX = 64  # of a loop that has nothing open but its wake-up
 
 cdef size_t ALL = <size_t>-1
-
-cdef object NOT_GIVEN = object()
 
 cdef enum:
     TURN_BUCKETS = 32
@@ -42,17 +40,10 @@ cdef class Owned:
         pass
 
 
-cdef class LoopCore(Clock):
+cdef class LoopCore(Scheduling):
     """The hot half of `Loop`. Its cold half is the standard library's Python code, further down the bases."""
 
-    cdef st_poller *poller
     cdef stl_block block
-    cdef st_queue ready
-    cdef st_timers timers
-    cdef st_queue inbox           # handles from other threads
-    cdef pthread_mutex_t lock     # guards inbox, sleeping and the poller's wake against its end
-    cdef bint sleeping            # the loop waits, or is about to: whoever adds to the inbox wakes it
-    cdef unsigned long running_in # the thread that runs the loop; 0: not running
     cdef unsigned long turns, unpolled
     cdef Py_ssize_t open_count    # objects the poller may have something to say about
     cdef set owned                # those objects
@@ -63,7 +54,6 @@ cdef class LoopCore(Clock):
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
     cdef char *receive_buffer     # sock_recv's; NULL until the first
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
-    cdef object order             # a ReadyOrder, or None: first in, first out
     cdef object slow_report       # called with a SlowCallback, or None
     cdef double slow_s
     cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported
@@ -73,15 +63,12 @@ cdef class LoopCore(Clock):
     cdef size_t due               # how many of the first in `ready` the turn under way has still to run
     cdef bint adaptive            # waits follow the controller of adaptive.pxi
     cdef turn_measures measures
-    cdef public bint _closed, _stopping
-    cdef bint _debug_mode
+    cdef public bint _stopping
     cdef public object _thread_id
     cdef public double slow_callback_duration
     cdef public Py_ssize_t _background  # of open_count, those that need no poll while callbacks are ready
 
     def __cinit__(self, *args, **kwargs):
-        pthread_mutex_init(&self.lock, NULL)
-        self._closed = True  # until open() has a poller
         self.owned = set()
         self.watches = {}
         self.streams = {}
@@ -115,14 +102,13 @@ cdef class LoopCore(Clock):
             self.poller.sink.file_done = ignore_file_done
         self.release()
         free(self.receive_buffer)
-        pthread_mutex_destroy(&self.lock)
 
     cdef void release(self) noexcept:
         cdef st_poller *poller = self.poller
         cdef void *item
-        pthread_mutex_lock(&self.lock)
+        stl_lock(&self.lock)
         self._closed = True
-        pthread_mutex_unlock(&self.lock)
+        stl_unlock(&self.lock)
         if poller != NULL:
             poller.ops.free(poller)  # what it lets go of may still call it, down to the last object
             self.poller = NULL
@@ -148,132 +134,6 @@ cdef class LoopCore(Clock):
         self._closed = True
         self._thread_id = None
         self.running_in = 0
-
-    # --- scheduling ---
-
-    cdef inline int check_open(self) except -1:
-        if self._closed:
-            raise RuntimeError("Event loop is closed")
-        return 0
-
-    cdef inline Handle handle(self, callback, tuple args, context):
-        cdef Handle handle = Handle.__new__(Handle)
-        handle._callback = callback
-        handle.args = args
-        handle._loop = self
-        handle._context = PyContext_CopyCurrent() if context is None else context
-        if self._debug_mode:
-            handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
-        return handle
-
-    cdef inline int push(self, Handle handle) except -1:
-        if self.order is not None:
-            return self.push_ordered(handle)
-        if st_queue_push(&self.ready, <void *>handle):
-            raise MemoryError
-        Py_INCREF(handle)
-        return 0
-
-    cdef int push_ordered(self, Handle handle) except -1:
-        self.order.push(handle, handle._context.get(priority, NORMAL))
-        return 0
-
-    cdef inline Handle soon(self, callback, tuple args, context):
-        cdef Handle handle = self.handle(callback, args, context)
-        self.push(handle)
-        return handle
-
-    def call_soon(self, callback, __only=NOT_GIVEN, *args, context=None):
-        """Run callback(*args) in the next turn, after what was scheduled before it."""
-        cdef Handle handle
-        if self._closed:
-            self.check_open()
-        if self._debug_mode:
-            (<object>self)._check_thread()
-            (<object>self)._check_callback(callback, "call_soon")
-        # Most callbacks of futures have one argument, and a tuple for it costs as much as the handle.
-        if __only is NOT_GIVEN:
-            handle = self.handle(callback, (), context)
-        elif not args:
-            handle = self.handle(callback, None, context)
-            handle.only = __only
-        else:
-            handle = self.handle(callback, (__only, *args), context)
-        self.push(handle)
-        return handle
-
-    def call_soon_threadsafe(self, callback, *args, context=None):
-        """As call_soon, from any thread or signal handler; wakes the loop if it waits."""
-        cdef Handle handle
-        cdef int error
-        self.check_open()
-        if self._debug_mode:
-            (<object>self)._check_callback(callback, "call_soon_threadsafe")
-        handle = self.handle(callback, args, context)
-        # Before the loop runs the order of all that is scheduled is kept, where one lock guards it anyway.
-        if self.running_in == PyThread_get_thread_ident() or (self.running_in == 0 and not stl_free_threaded):
-            self.push(handle)
-            return handle
-        pthread_mutex_lock(&self.lock)
-        error = self._closed
-        if not error:
-            error = st_queue_push(&self.inbox, <void *>handle)
-            if not error:
-                Py_INCREF(handle)
-                if self.sleeping:
-                    self.sleeping = False
-                    self.poller.ops.wake(self.poller)
-        pthread_mutex_unlock(&self.lock)
-        if error:
-            self.check_open()
-            raise MemoryError
-        return handle
-
-    def _add_callback(self, handle):
-        if not handle._cancelled:
-            self.push(handle if type(handle) in (Handle, TimerHandle) else self.handle(handle._run, (), None))
-
-    def _add_callback_signalsafe(self, handle):
-        self._add_callback(handle)
-
-    def _write_to_self(self):
-        if not self._closed:
-            self.poller.ops.wake(self.poller)
-
-    def call_later(self, delay, callback, *args, context=None):
-        """Run callback(*args) once `delay` seconds have passed."""
-        if delay is None:
-            raise TypeError("delay must not be None")
-        return self.at(self.now_s() + <double>delay, callback, args, context, "call_later")
-
-    def call_at(self, when, callback, *args, context=None):
-        """Run callback(*args) when loop.time() has reached `when`."""
-        if when is None:
-            raise TypeError("when cannot be None")
-        return self.at(<double>when, callback, args, context, "call_at")
-
-    cdef at(self, double when, callback, tuple args, context, str name):
-        cdef TimerHandle handle
-        self.check_open()
-        if self._debug_mode:
-            (<object>self)._check_thread()
-            (<object>self)._check_callback(callback, name)
-        handle = TimerHandle.__new__(TimerHandle)
-        handle._callback = callback
-        handle.args = args
-        handle._loop = self
-        handle._context = PyContext_CopyCurrent() if context is None else context
-        handle._when = when
-        handle.timer.item = <void *>handle
-        if self._debug_mode:
-            handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
-        if st_timers_add(&self.timers, &handle.timer, when):
-            raise MemoryError
-        Py_INCREF(handle)
-        return handle
-
-    def _timer_handle_cancelled(self, handle):
-        """A timer handle of the standard library's class was cancelled; ours leave the heap by themselves."""
 
     def is_running(self):
         """Whether run_forever or run_until_complete is under way, in whichever thread."""
@@ -389,20 +249,20 @@ cdef class LoopCore(Clock):
     cdef int poll(self, int64_t timeout_ns) except -1:
         cdef int outcome
         if timeout_ns != 0:
-            pthread_mutex_lock(&self.lock)
+            stl_lock(&self.lock)
             if self.inbox.count:
                 timeout_ns = 0
             else:
                 self.sleeping = True
-            pthread_mutex_unlock(&self.lock)
+            stl_unlock(&self.lock)
         if self.adaptive:
             outcome = self.poll_adaptively(timeout_ns)
         else:
             outcome = self.poller.ops.turn(self.poller, timeout_ns, 1, 0)
         if timeout_ns != 0:
-            pthread_mutex_lock(&self.lock)
+            stl_lock(&self.lock)
             self.sleeping = False
-            pthread_mutex_unlock(&self.lock)
+            stl_unlock(&self.lock)
         if self.lent_buffer is not None:
             (<StreamTransport>self.lent_buffer).return_buffer()
         if self.raised is not None:
@@ -415,9 +275,9 @@ cdef class LoopCore(Clock):
     cdef int take_inbox(self) except -1:
         cdef Handle handle
         cdef int error
-        pthread_mutex_lock(&self.lock)
+        stl_lock(&self.lock)
         error = st_queue_move(&self.inbox, &self.ready)
-        pthread_mutex_unlock(&self.lock)
+        stl_unlock(&self.lock)
         if error:
             raise MemoryError
         while self.order is not None and self.ready.count:

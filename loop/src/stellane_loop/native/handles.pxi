@@ -5,11 +5,12 @@ cdef class Handle:
     """A callback to be run once, or whenever its descriptor is ready (as `asyncio.Handle`)."""
 
     cdef readonly object _callback
-    cdef tuple args   # None: there is one, `only`, for which no tuple is made
-    cdef object only
+    cdef tuple args   # None: there is `first`, and perhaps `second`
+    cdef object first, second
     cdef readonly object _context
-    cdef readonly LoopCore _loop
+    cdef readonly Scheduling _loop
     cdef readonly bint _cancelled
+    cdef bint has_second
     cdef bint queued  # in a ReadyOrder, because its descriptor was ready
     cdef readonly object _source_traceback
     cdef object kept_repr
@@ -27,14 +28,16 @@ cdef class Handle:
             self.kept_repr = repr(self)  # "Executing <Handle …> took …" still has to name it
         self._callback = None
         self.args = None
-        self.only = None
+        self.first = self.second = None
         return 0
 
     @property
     def _args(self):
         if self._cancelled:
             return None
-        return (self.only,) if self.args is None else self.args
+        if self.args is not None:
+            return self.args
+        return (self.first, self.second) if self.has_second else (self.first,)
 
     def cancelled(self):
         """Whether it was cancelled."""
@@ -50,10 +53,12 @@ cdef class Handle:
 
     cdef int run(self) except -1:
         try:
-            if self.args is None:
-                stl_call_one(self._context, self._callback, self.only)
-            else:
+            if self.args is not None:
                 stl_call(self._context, self._callback, self.args)
+            elif self.has_second:
+                stl_call_two(self._context, self._callback, self.first, self.second)
+            else:
+                stl_call_one(self._context, self._callback, self.first)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

@@ -126,6 +126,13 @@ cdef extern from "core/st_timers.h":
     void st_timers_free(st_timers *) noexcept
 
 
+cdef extern from "<pthread.h>":
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *) noexcept
+    int pthread_mutex_destroy(pthread_mutex_t *) noexcept
+
+
 cdef extern from "bridge.h":
     bint stl_free_threaded
     ctypedef struct stl_block:
@@ -142,16 +149,10 @@ cdef extern from "bridge.h":
     void stl_warn_unclosed(object) noexcept
     object stl_call(object context, object callback, tuple args)
     object stl_call_one(object context, object callback, object arg)
+    object stl_call_two(object context, object callback, object first, object second)
+    void stl_lock(pthread_mutex_t *) noexcept
+    void stl_unlock(pthread_mutex_t *) noexcept
     void stl_traverse_held(void *type, stl_held_by) noexcept
-
-
-cdef extern from "<pthread.h>":
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, void *) noexcept
-    int pthread_mutex_destroy(pthread_mutex_t *) noexcept
-    int pthread_mutex_lock(pthread_mutex_t *) noexcept
-    int pthread_mutex_unlock(pthread_mutex_t *) noexcept
 
 
 cdef extern from "Python.h":

@@ -69,7 +69,7 @@ cdef class ObservedTurns(FileOperations):
             self.slow_report is not None and took_s >= self.slow_s
         ):
             handle = self.handle(callback, None, context)
-            handle.only = arg
+            handle.first = arg
             self.tell_slow(handle, took_s)
         return 0
 
