@@ -716,8 +716,9 @@ def test_suspects_run_last_and_alone(tmp_path: Path) -> None:
     assert frozenset({"innocent-1", "innocent-2"}) in together
 
 
-def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path) -> None:
-    """A stop that runs out of patience loses nothing: no end is recorded."""
+@pytest.mark.parametrize("made_of_it", [None, RuntimeError("the database connection is gone"), HTTPError(503)])
+def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path, made_of_it: Any) -> None:
+    """A stop that runs out of patience loses nothing: no end is recorded, whatever the handler makes of it."""
     server = Server()
     runs: list[int] = []
 
@@ -725,7 +726,10 @@ def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path) -> Non
     async def handler(ctx: Context, req: Request) -> str:
         runs.append(len(runs))
         if len(runs) == 1:
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError as cancelled:
+                raise made_of_it or cancelled from None
         return "ok"
 
     async def main() -> None:
