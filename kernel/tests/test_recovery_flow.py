@@ -565,6 +565,9 @@ def test_the_attempt_is_on_record_before_it_runs(tmp_path: Path) -> None:
         (Skip("by hand"), "orphan", 1),
         (Retry(0.01), "dead", 3),
         (RuntimeError("broken"), "dead", 3),
+        (RuntimeError("a lone surrogate \ud800, as JSON may hold one"), "dead", 3),
+        (DeadLetter(ValueError("an error in place of a text")), "dead", 1),
+        (Skip(404), "orphan", 1),
     ],
 )
 def test_what_a_hook_may_raise(tmp_path: Path, outcome: Exception, state: str, attempts: int) -> None:

@@ -50,6 +50,8 @@ SNAPSHOT_BATCH_BYTES = 1_048_576
 """A snapshot is appended in batches of about this size."""
 RESERVED_SNAPSHOT_BYTES_MAX = 65_536
 """The largest snapshot that may take from the space kept for the ends of requests, when the disk is full."""
+REASON_CHARS_MAX = 4096
+"""What is kept of an error's text: an application may quote a whole body in one."""
 ROOM_BYTES_MIN = 1_048_576
 """It is only taken when at least this much may go because of it."""
 
@@ -202,7 +204,7 @@ class Journal:
 
     def failed(self, entry: LedgerEntry, status: int, error: str = "") -> None:
         """The handler raised and `status` was sent: the end of this request. Lazy like `done`."""
-        ending = Ending(entry.entry_id, status, reason=error)
+        ending = Ending(entry.entry_id, status, reason=_reason(error))
         self._ledger.end(entry, EntryState.FAILED, ending)
         self._write_later(RecordType.FAIL, ending)
 
@@ -215,9 +217,9 @@ class Journal:
 
     def attempt_failed(self, entry: LedgerEntry, error: str) -> None:
         """The replay that runs raised `error`; the request is pending again."""
-        ended = AttemptEnded(entry.entry_id, len(entry.attempts), error)
+        ended = AttemptEnded(entry.entry_id, len(entry.attempts), _reason(error))
         self._append(RecordType.ATTEMPT_FAILED, encode_payload(ended))
-        entry.end_attempt(error)
+        entry.end_attempt(ended.error)
 
     def dead(self, entry: LedgerEntry, reason: str) -> None:
         """Give the request up; it is kept as a dead letter."""
@@ -299,7 +301,7 @@ class Journal:
     # --- Inside ---------------------------------------------------------------------------------
 
     def _end(self, type_: int, entry: LedgerEntry, state: EntryState, reason: str) -> None:
-        ending = Ending(entry.entry_id, reason=reason)
+        ending = Ending(entry.entry_id, reason=_reason(reason))
         self._append(type_, encode_payload(ending))
         self._ledger.end(entry, state, ending)
 
@@ -465,3 +467,11 @@ class Journal:
             self.snapshot()
         except JournalFull:
             _log.warning("journal: no space for a snapshot; the damage stays in place", journal=str(self.path))
+
+
+def _reason(text: object) -> str:
+    """What a record can hold of an application's words: text, encodable and of bounded length.
+
+    A number would make a record that no later scan can read, a lone surrogate none at all.
+    """
+    return str(text)[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
