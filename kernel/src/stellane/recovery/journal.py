@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
-from stellane.abc.journal import Durability, EngineStatistics, JournalEngine
+from stellane.abc.journal import Durability, EngineStatistics, Gap, JournalEngine
 from stellane.abc.recovery import EntryState
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned, JournalUnsupported
 from stellane.logging import get_logger
@@ -134,8 +134,9 @@ class Journal:
 
         A torn tail is removed and damage is left behind, both after their bytes were copied to
         quarantine/; `report` says what was found. A reader changes nothing.
-        Raises JournalError and its kinds: JournalLocked, JournalUnsupported (another engine,
-        format or durability), JournalCorrupt (not a journal), JournalFull.
+        Raises JournalError, also for a writer when a part of it cannot be read, and its kinds:
+        JournalLocked, JournalUnsupported (another engine, format or durability), JournalCorrupt
+        (not a journal), JournalFull.
         """
         if durability != Durability.PROCESS or durability not in engine.capabilities.durability:
             raise JournalUnsupported(f'{directory}: durability "{durability}" is not built yet', path=directory)
@@ -437,6 +438,12 @@ class Journal:
         checker = Checker(self._directory.journal_id, self._ledger.apply)
         try:
             for item in self._engine.scan():
+                if isinstance(item, Gap) and item.unread and not self.read_only:
+                    # Not damage: to go on without these records would release or remove them.
+                    text = (
+                        f"{self.path}: {item.where} {item.reason}; what it holds may be whole, and nothing was changed"
+                    )
+                    raise JournalError(text, path=self.path)
                 checker.feed(item)
         except RecordVersionError as error:
             text = f"{self.path}: {error}; it was written by a newer version of Stellane"

@@ -93,7 +93,12 @@ class FileJournal(JournalEngine):
         if read_only:
             return
         call_in_forked_child(self._forked)
-        self._find_end()
+        try:
+            self._find_end()
+        except OSError as error:
+            self.close()
+            text = f"{path}: {error.filename} cannot be read: {error.strerror}; what it holds may be whole"
+            raise JournalError(f"{text}, and nothing was changed", path=path) from error
         self._spare = SpareMaker(path / "spare.tmp", self._segment_bytes)
         self._spare.start()
 
@@ -235,7 +240,7 @@ class FileJournal(JournalEngine):
         """Where the next record goes: after the last valid one, or into a fresh segment when the last
         one is damaged, so that it can be released whole."""
         for segment in reversed(self._segments):
-            content = read_segment(segment)
+            content = _read_to_write(segment)
             end = RECORDS_OFFSET
             for found in content.walk():
                 if found.seq:
@@ -252,7 +257,7 @@ class FileJournal(JournalEngine):
             if self._appended_seq:
                 break
         for segment in self._segments:
-            if not segment.base_seq and (header := read_segment(segment).header) is not None:
+            if not segment.base_seq and (header := _read_to_write(segment).header) is not None:
                 segment.base_seq = header.base_seq
 
     def _open_all(self, stack: contextlib.ExitStack) -> list[tuple[Segment, int | None]]:
@@ -386,7 +391,7 @@ class FileJournal(JournalEngine):
     def _end_of(self, segment: Segment, after_seq: int) -> int:
         """The offset behind the last record of `segment` with seq <= `after_seq`; 0 when it has none."""
         end = 0
-        for found in read_segment(segment).walk():
+        for found in _read_to_write(segment).walk():
             if 0 < found.seq <= after_seq:
                 end = found.offset + len(found.raw)
         return end
@@ -432,6 +437,14 @@ class FileJournal(JournalEngine):
             raise JournalPoisoned(f"{self._path}: an earlier write failed: {self._poisoned}", path=self._path)
         state = "open for reading only" if self._read_only and self._path != Path() else "not open"
         raise JournalError(f"{self._path}: the journal is {state}", path=self._path)
+
+
+def _read_to_write(segment: Segment) -> Content:
+    """Read a segment that is to be continued, cut or removed. Raises OSError: what was not read must stay."""
+    content = read_segment(segment)
+    if content.error is not None:
+        raise OSError(content.error.errno, content.error.strerror, segment.path.name)
+    return content
 
 
 def _open_to_read(path: Path) -> int | None:

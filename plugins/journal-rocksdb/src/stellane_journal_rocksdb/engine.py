@@ -26,6 +26,7 @@ from stellane_journal_rocksdb.database import (
     open_reader,
     open_writer,
     poisoned,
+    reading_failed,
 )
 from stellane_journal_rocksdb.high_water import HighWater, read_high_water
 
@@ -134,12 +135,13 @@ class RocksDbJournal(JournalEngine):
             yield Gap("the log of RocksDB", self._damage)
         previous = 0
         for seq, record in self._read(database, from_seq):
-            if record is None:
-                yield Gap(f"key {seq}", "RocksDB cannot read the value")
+            if isinstance(record, Exception):
+                reason = f"cannot be read by RocksDB: {error_text(record)}"
+                yield Gap(f"key {seq}", reason, unread=reading_failed(record))
             elif previous and seq > previous + 1:
                 yield Gap(f"keys {previous + 1} to {seq - 1}", "RocksDB does not have them")
             previous = seq
-            if record is not None:
+            if not isinstance(record, Exception):
                 yield seq, record
         if self._kept_seq is None:
             yield Gap("high-water", "the file is damaged")
@@ -240,8 +242,8 @@ class RocksDbJournal(JournalEngine):
             ends.append(int.from_bytes(cursor.key(), "big") if cursor.valid() else 0)
         return ends[0], ends[1]
 
-    def _read(self, database: Rdict, from_seq: int) -> Iterator[tuple[int, bytes | None]]:
-        """Every value by key; None for one that cannot be read."""
+    def _read(self, database: Rdict, from_seq: int) -> Iterator[tuple[int, bytes | Exception]]:
+        """Every value by key, or why it cannot be read."""
         cursor = database.iter(_checked())
         cursor.seek(key_of(from_seq))
         seq = max(from_seq, self._first_seq) - 1
@@ -259,8 +261,8 @@ class RocksDbJournal(JournalEngine):
             for missing in range(seq + 1, self._appended_seq + 1):
                 try:
                     found = database.get(key_of(missing), read_opt=_checked())
-                except Exception:
-                    yield missing, None
+                except Exception as error:
+                    yield missing, error
                 else:
                     if found is not None:
                         yield missing, found
