@@ -1,9 +1,11 @@
-"""A system that refuses more than space: reads that fail, no threads, no temporary directory."""
+"""What the system does to the engine besides refusing space: reads that fail, no threads, killed writers."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from stellane.errors import JournalError
 from stellane.recovery.journal import Journal, JournaledRequest
 from stellane.testing.journal_records import make_request
-from stellane_journal_file import FileJournal, Options, segment, stellane_probe
+from stellane_journal_file import FileJournal, Options, engine, segment, stellane_probe
 from stellane_journal_file.engine import SEGMENT_BYTES_MIN
 
 FAILURES_MAX = 40
@@ -95,3 +97,37 @@ def test_a_temporary_directory_that_cannot_be_used_keeps_nobody_from_starting(
     probe = stellane_probe(Options())
     assert probe.usable
     assert probe.facts["tried"].startswith("no: ")
+
+
+def test_what_a_killed_writer_left_is_not_called_running(tmp_path: Path) -> None:
+    """A reader sees whether anybody holds the journal."""
+
+    def states() -> list[str]:
+        reader = open_journal(tmp_path / "w0", read_only=True, create=False)
+        reader.close()
+        return [str(entry.state) for entry in reader.entries()]
+
+    journal = open_journal(tmp_path / "w0")
+    journal.begin(make_request(1))
+    assert states() == ["running"]
+    journal.close(clean=False)
+    assert states() == ["pending"]
+
+
+def test_a_reader_that_looks_keeps_no_writer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks whether the lock is held, holds it for a moment."""
+    open_journal(tmp_path / "w0").close()
+    look = os.open(tmp_path / "w0" / "engine" / "LOCK", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    reader = FileJournal(SEGMENT_BYTES_MIN)
+    reader.open(tmp_path / "w0" / "engine", read_only=True)
+    assert reader.in_use() is False, "two who look are no writer"
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        os.close(look)
+
+    monkeypatch.setattr(engine.time, "sleep", sleep)
+    open_journal(tmp_path / "w0").close()
+    assert len(waits) == 1

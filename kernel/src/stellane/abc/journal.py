@@ -128,6 +128,10 @@ class JournalEngine(abc.ABC):
     def checkpoint(self, dest: Path) -> None:
         """Copy a consistent state into the new directory `dest`, openable by this engine."""
 
+    def in_use(self) -> bool | None:
+        """Whether some process holds this journal for writing at this moment; None when that cannot be told."""
+        return None
+
     @abc.abstractmethod
     def statistics(self) -> EngineStatistics:
         """A snapshot; cheap."""

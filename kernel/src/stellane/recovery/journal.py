@@ -455,8 +455,10 @@ class Journal:
             raise JournalCorrupt(text, path=self.path)
         if self.read_only:
             self.epoch = report.last_epoch
-            # Behind CLEAN nothing runs any more, whatever its writer cut short.
-            self._ledger.suspend(self.epoch + 1 if report.clean else self.epoch)
+            # Behind CLEAN nothing runs any more, whatever its writer cut short, nor where a writer was killed. Asked
+            # after the scan: a writer that came since has nothing on record here.
+            over = report.clean or self._engine.in_use() is False
+            self._ledger.suspend(self.epoch + 1 if over else self.epoch)
             return
         self.epoch = report.last_epoch + 1
         last = checker.last_record
