@@ -619,6 +619,7 @@ def test_a_body_that_was_too_large_makes_an_orphan(tmp_path: Path) -> None:
     assert str(entry.state) == "orphan"
     assert "body_bytes_max" in entry.reason
     assert entry.request.body == b""
+    assert entry.request.body_bytes == 1001, "nobody announced its length; this much came"
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 419])
