@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +233,36 @@ def test_a_value_that_cannot_be_read_is_told_from_a_damaged_one(
     monkeypatch.setattr(engine, "_read", lambda _database, _from_seq: iter([(1, Exception(reason))]))
     (gap,) = engine.scan()
     assert (gap.unread, reason in gap.reason) == (unread, True)
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from stellane.errors import JournalError
+from stellane.testing.journal_records import make_record
+from stellane_journal_rocksdb import RocksDbJournal
+
+engine = RocksDbJournal(1_048_576, 0)
+engine.open(Path(sys.argv[1]))
+engine.append([make_record(1)], 1)
+child = os.fork()
+if not child:
+    try:
+        engine.append([make_record(2)], 2)
+    except JournalError as error:
+        sys.exit("not open" not in str(error))
+    sys.exit(2)
+status = os.waitpid(child, 0)[1]
+engine.append([make_record(2)], 2)
+os._exit(os.waitstatus_to_exitcode(status))  # a death: nothing is closed
+"""
+
+
+def test_a_forked_child_has_nothing_of_the_journal(opened: Any, path: Path) -> None:
+    """What it appended would spoil the log for its parent, and at its end it would wait for threads for ever."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, str(path)], timeout=60, check=True)
+    engine = opened()
+    assert (seqs(engine), [item for item in engine.scan() if isinstance(item, Gap)]) == ([1, 2], [])
 
 
 def test_free_space_is_kept(opened: Any) -> None:

@@ -7,6 +7,7 @@ damaged-<ns>/  copies of log files that RocksDB refused
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
 
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane_journal_rocksdb.database import (
     catch_up,
     error_text,
@@ -87,6 +89,7 @@ class RocksDbJournal(JournalEngine):
         )
         if self._damage:
             self._damage += f" (the log files were copied to {keep.name})"
+        call_in_forked_child(self._forked)
         try:
             self._kept_seq = read_high_water(path / "high-water")
             self._high_water = HighWater(path / "high-water")
@@ -206,6 +209,16 @@ class RocksDbJournal(JournalEngine):
         finally:
             if private is not None:
                 private.cleanup()
+
+    def _forked(self) -> None:
+        """In a forked child: leave the database to the parent, whose log two writers would spoil."""
+        if self._database is not None:
+            # Kept for ever, since closing waits for threads of RocksDB that a child does not have.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+            self._database = None
+        if self._high_water is not None:
+            self._high_water.close()
+            self._high_water = None
 
     def _open_to_read(self, path: Path) -> None:
         """Open beside a writer, and follow it until the view is whole.
