@@ -209,6 +209,24 @@ def test_a_large_body_is_left_out_whole(open_journal: Any) -> None:
     assert found[omitted.entry_id].body_omitted
 
 
+@pytest.mark.parametrize("reason", ["\ud800 alone", 42, ValueError("an error"), "long " * 1_000_000])
+def test_the_words_of_an_application_always_fit_a_record(open_journal: Any, reason: Any) -> None:
+    """Errors hold what strangers sent, and hooks give what is no text: a later scan reads the record all the same."""
+    journal = open_journal()
+    ended, given_up, left, tried = [journal.begin(make_request(number)) for number in range(4)]
+    journal.failed(ended, 500, reason)
+    journal.dead(given_up, reason)
+    journal.orphan(left, reason)
+    journal.attempt(tried)
+    journal.attempt_failed(tried, reason)
+    journal.flush()
+    assert journal.statistics().engine.bytes < 100_000
+    again = open_journal()
+    assert (again.report.corruption, again.report.torn) == ([], None)
+    assert [str(entry.state) for entry in again.entries()] == ["dead", "orphan", "pending"]
+    assert again.entries()[0].reason == given_up.reason
+
+
 def test_a_long_tracestate_is_left_out(open_journal: Any) -> None:
     """TRACESTATE_BYTES_MAX characters are kept, one more is dropped with the traceparent staying."""
     journal = open_journal()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from crc32c import crc32c
 
 from stellane.errors import JournalCorrupt, JournalError, JournalUnsupported
+from stellane.recovery import directory
 from stellane.recovery.directory import Meta
 from stellane.recovery.journal import Journal
 from stellane.recovery.record import RecordType, encode
@@ -126,11 +128,14 @@ def test_another_format_is_refused_by_both_versions(path: Path) -> None:
     """A newer journal is neither read nor repaired."""
     meta = msgspec.json.decode((path / "meta.json").read_bytes(), type=Meta)
     newer = msgspec.json.encode(msgspec.structs.replace(meta, format=2).sealed())
-    for name in ("meta.json", "meta.json.bak"):
-        (path / name).write_bytes(newer)
-    with pytest.raises(JournalUnsupported, match=r"format 2.*format 1"):
-        open_journal(path)
-    assert (path / "meta.json").read_bytes() == newer
+    fields = msgspec.json.decode(newer) | {"check": 0, "key_id": "a field of that format"}
+    fields["check"] = crc32c(msgspec.json.encode(fields, order="sorted"))
+    for content in (newer, msgspec.json.encode(fields)):
+        for name in ("meta.json", "meta.json.bak"):
+            (path / name).write_bytes(content)
+        with pytest.raises(JournalUnsupported, match=r"format 2.*format 1"):
+            open_journal(path)
+        assert (path / "meta.json").read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["meta.json", "meta.json.bak"])
@@ -206,3 +211,22 @@ def test_the_secret_stays_and_a_damaged_one_is_replaced(path: Path) -> None:
     assert journal.redactor().tag(b"authorization", b"x") != tags[0]
     journal.close()
     assert len((path / "secret").read_bytes()) == 32
+
+
+def test_what_the_system_refuses_is_our_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker says in one line why it cannot start: a file that cannot be read, no space for the key."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(directory, "_replace", refuse)
+    journal = open_journal(path)
+    (path / "secret").unlink(missing_ok=True)
+    with pytest.raises(JournalError, match=r"secret: .*No space left"):
+        journal.redactor()
+    journal.close()
+    monkeypatch.undo()
+    (path / "meta.json").unlink()
+    (path / "meta.json").mkdir()
+    with pytest.raises(JournalError, match=r"meta.json: cannot be read: Is a directory"):
+        open_journal(path)

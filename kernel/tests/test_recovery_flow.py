@@ -565,6 +565,9 @@ def test_the_attempt_is_on_record_before_it_runs(tmp_path: Path) -> None:
         (Skip("by hand"), "orphan", 1),
         (Retry(0.01), "dead", 3),
         (RuntimeError("broken"), "dead", 3),
+        (RuntimeError("a lone surrogate \ud800, as JSON may hold one"), "dead", 3),
+        (DeadLetter(ValueError("an error in place of a text")), "dead", 1),
+        (Skip(404), "orphan", 1),
     ],
 )
 def test_what_a_hook_may_raise(tmp_path: Path, outcome: Exception, state: str, attempts: int) -> None:
@@ -616,6 +619,7 @@ def test_a_body_that_was_too_large_makes_an_orphan(tmp_path: Path) -> None:
     assert str(entry.state) == "orphan"
     assert "body_bytes_max" in entry.reason
     assert entry.request.body == b""
+    assert entry.request.body_bytes == 1001, "nobody announced its length; this much came"
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 419])
@@ -716,8 +720,9 @@ def test_suspects_run_last_and_alone(tmp_path: Path) -> None:
     assert frozenset({"innocent-1", "innocent-2"}) in together
 
 
-def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path) -> None:
-    """A stop that runs out of patience loses nothing: no end is recorded."""
+@pytest.mark.parametrize("made_of_it", [None, RuntimeError("the database connection is gone"), HTTPError(503)])
+def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path, made_of_it: Any) -> None:
+    """A stop that runs out of patience loses nothing: no end is recorded, whatever the handler makes of it."""
     server = Server()
     runs: list[int] = []
 
@@ -725,7 +730,10 @@ def test_cancelled_requests_stay_pending_and_are_replayed(tmp_path: Path) -> Non
     async def handler(ctx: Context, req: Request) -> str:
         runs.append(len(runs))
         if len(runs) == 1:
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError as cancelled:
+                raise made_of_it or cancelled from None
         return "ok"
 
     async def main() -> None:

@@ -13,6 +13,7 @@ import pytest
 from stellane.config import Config
 from stellane.errors import ConfigError
 from stellane.recovery.context import CrashInfo
+from stellane.runtime.worker_process import _failed
 from stellane.supervisor.adoption import find_adopted_slots
 from stellane.supervisor.messages import (
     LINE_BYTES_MAX,
@@ -73,6 +74,16 @@ def test_messages_arrive_however_they_are_cut() -> None:
         reader = MessageReader()
         received = [message for at in range(0, len(data), size) for message in reader.feed(data[at : at + size])]
         assert received == sent
+
+
+def test_a_failure_arrives_whatever_is_in_its_text() -> None:
+    """A worker that fails to say that it failed would be started again for ever."""
+    own, theirs = socket.socketpair()
+    with own, theirs:
+        send_message(theirs, _failed(ValueError("not utf-8: \udc80")))
+        (message,) = MessageReader().feed(own.recv(65_536))
+    assert isinstance(message, Failed)
+    assert "not utf-8: \\udc80" in message.text
 
 
 @pytest.mark.parametrize(

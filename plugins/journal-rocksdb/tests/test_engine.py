@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,10 @@ import pytest
 from rocksdict import AccessType, Rdict
 from rocksdict import Options as DatabaseOptions
 
-from stellane.abc import Gap
-from stellane.errors import JournalCorrupt, JournalFull
+from stellane.abc import Gap, Probe
+from stellane.errors import ConfigError, JournalCorrupt, JournalError, JournalFull
 from stellane.testing.journal_records import make_record, make_records
-from stellane_journal_rocksdb import Options, RocksDbJournal, stellane_create_journal, stellane_probe
+from stellane_journal_rocksdb import Options, RocksDbJournal, database, stellane_create_journal, stellane_probe
 
 
 @pytest.fixture
@@ -199,6 +202,69 @@ def test_a_database_that_cannot_be_opened_is_our_error(opened: Any, path: Path) 
     assert list(path.glob("damaged-*")) == []
 
 
+@pytest.mark.parametrize("reason", ["Input/output error", "Too many open files"])
+def test_a_log_that_cannot_be_read_is_not_skipped(
+    opened: Any, path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """It may be whole: nothing is opened without it."""
+    modes: list[Any] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        modes.append(None)
+        raise Exception(f"IO error: While reading file sequentially: 000004.log: {reason}")
+
+    monkeypatch.setattr(database, "Rdict", refuse)
+    with pytest.raises(JournalError, match=reason) as refused:
+        opened()
+    assert not isinstance(refused.value, JournalCorrupt)
+    assert len(modes) == 1
+    assert list(path.glob("damaged-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "unread"), [("IO error: x.sst: Input/output error", True), ("Corruption: x", False)]
+)
+def test_a_value_that_cannot_be_read_is_told_from_a_damaged_one(
+    opened: Any, monkeypatch: pytest.MonkeyPatch, reason: str, unread: bool
+) -> None:
+    """A writer must not go on without the first."""
+    engine = opened()
+    fill(engine, 1, 1)
+    monkeypatch.setattr(engine, "_read", lambda _database, _from_seq: iter([(1, Exception(reason))]))
+    (gap,) = engine.scan()
+    assert (gap.unread, reason in gap.reason) == (unread, True)
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+from stellane.errors import JournalError
+from stellane.testing.journal_records import make_record
+from stellane_journal_rocksdb import RocksDbJournal
+
+engine = RocksDbJournal(1_048_576, 0)
+engine.open(Path(sys.argv[1]))
+engine.append([make_record(1)], 1)
+child = os.fork()
+if not child:
+    try:
+        engine.append([make_record(2)], 2)
+    except JournalError as error:
+        sys.exit("not open" not in str(error))
+    sys.exit(2)
+status = os.waitpid(child, 0)[1]
+engine.append([make_record(2)], 2)
+os._exit(os.waitstatus_to_exitcode(status))  # a death: nothing is closed
+"""
+
+
+def test_a_forked_child_has_nothing_of_the_journal(opened: Any, path: Path) -> None:
+    """What it appended would spoil the log for its parent, and at its end it would wait for threads for ever."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, str(path)], timeout=60, check=True)
+    engine = opened()
+    assert (seqs(engine), [item for item in engine.scan() if isinstance(item, Gap)]) == ([1, 2], [])
+
+
 def test_free_space_is_kept(opened: Any) -> None:
     """Below free_bytes_min new requests are refused and endings are not."""
     engine = opened(free_bytes_min=1 << 60)
@@ -213,8 +279,22 @@ def test_options_reach_the_engine() -> None:
     assert stellane_create_journal(Options()).name == "rocksdb"
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"write_buffer_bytes": 1}, Options)
+    with pytest.raises(ConfigError, match=r"free_bytes_min = 1048576.*at least.*2097152"):
+        stellane_create_journal(Options(write_buffer_bytes=1_048_576, free_bytes_min=1_048_576))
 
 
 def test_the_probe_tries() -> None:
     """It opens a database, writes and reads a record."""
-    assert stellane_probe(Options()).usable
+    assert stellane_probe(Options()) == Probe(
+        usable=True, facts={"write_buffer_bytes": str(Options().write_buffer_bytes)}
+    )
+
+
+def test_a_temporary_directory_that_cannot_be_used_keeps_nobody_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker killed on a full disk must come back; its journal has space of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    probe = stellane_probe(Options())
+    assert probe.usable
+    assert probe.facts["tried"].startswith("no: ")

@@ -81,6 +81,36 @@ def test_any_segmentation_gives_the_same_request(serve: Any, step: int) -> None:
     assert client.response().body == b"POST /x  abcdefg"
 
 
+def test_one_empty_line_before_a_request_line_is_passed_over(serve: Any) -> None:
+    """RFC 9112 section 2.2: with the request or ahead of it, on a fresh connection or a used one; two are refused."""
+    get = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+    server = serve(echo)
+    client = server.connect()
+    for _ in range(2):
+        client.send(b"\r\n" + get)
+        assert client.response().body == b"GET /x  "
+        client.send(b"\r\n")
+        time.sleep(0.05)
+        client.send(get)
+        assert client.response().body == b"GET /x  "
+    client.send(get[:-2])
+    time.sleep(0.05)
+    client.send(get[-2:])
+    assert client.response().body == b"GET /x  "
+    client.send(b"\r\n\r\n" + get)
+    assert client.response().status == 400
+    assert client.closed()
+
+
+def test_a_websocket_handshake_is_told_of_once(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It gets an ordinary answer, which its sender may not understand. Offers of h2c are common and mean little."""
+    client = serve(echo).connect()
+    for wanted in (b"h2c", b"websocket", b"WebSocket"):
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %s\r\n\r\n" % wanted)
+        assert client.response().status == 200
+        assert caplog.text.count("WebSocket") == (0 if wanted == b"h2c" else 1)
+
+
 def test_a_tls_handshake_is_refused_at_once(codec: str, serve: Any) -> None:
     """https:// at this port: there is no end of a line to wait for, and the client should know what is wrong."""
     client = serve(echo).connect()

@@ -55,7 +55,8 @@ class Gap:
 
     `where` is for a person (file and offset, or a key); `raw` are the bytes, if there are any.
     `first_seq` and `acknowledged_seq` are the lowest and the highest seq that the engine knows it
-    had kept here, 0 when it cannot tell.
+    had kept here, 0 when it cannot tell. `unread` says that reading failed (the device, a right, a
+    descriptor): what lies there may be whole, and no writer may go on without it.
     """
 
     where: str
@@ -63,6 +64,7 @@ class Gap:
     raw: bytes = b""
     first_seq: int = 0
     acknowledged_seq: int = 0
+    unread: bool = False
 
 
 class JournalEngine(abc.ABC):
@@ -125,6 +127,10 @@ class JournalEngine(abc.ABC):
     @abc.abstractmethod
     def checkpoint(self, dest: Path) -> None:
         """Copy a consistent state into the new directory `dest`, openable by this engine."""
+
+    def in_use(self) -> bool | None:
+        """Whether some process holds this journal for writing at this moment; None when that cannot be told."""
+        return None
 
     @abc.abstractmethod
     def statistics(self) -> EngineStatistics:

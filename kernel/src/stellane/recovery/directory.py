@@ -17,6 +17,7 @@ import secrets
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from crc32c import crc32c
@@ -105,7 +106,12 @@ class JournalDirectory:
         made = secrets.token_bytes(SECRET_BYTES)
         if found is not None:
             self.notes.append(f"{path} is damaged; a new key was made, tags of older entries no longer compare")
-        _replace(path, made)
+        try:
+            _replace(path, made)
+        except OSError as error:
+            raise JournalError(
+                f"{path}: the key of redacted values cannot be kept: {error.strerror}", path=self.path
+            ) from error
         return made
 
 
@@ -130,8 +136,7 @@ def open_directory(path: Path, engine_name: str, *, create: bool, read_only: boo
             raise JournalError(f"{path}: there is no journal here", path=path)
         meta = _create(path, engine_name)
     if meta.format != FORMAT_VERSION:
-        text = f"{path}: the journal has format {meta.format}, this version of Stellane reads format {FORMAT_VERSION}"
-        raise JournalUnsupported(text, path=path)
+        raise JournalUnsupported(_other_format(path, meta.format), path=path)
     if meta.engine != engine_name:
         text = (
             f"{path}: the journal was made by engine {meta.engine!r} and cannot be opened by {engine_name!r}; "
@@ -182,6 +187,7 @@ def read_meta(path: Path, notes: list[str]) -> Meta | None:
         except (msgspec.DecodeError, ValueError):
             meta = None
         if meta is None or meta.sealed() != meta:
+            _refuse_later_format(path, raw)
             notes.append(f"{path / name} is damaged; the other copy was used")
         else:
             good.append(meta)
@@ -198,6 +204,21 @@ def read_meta(path: Path, notes: list[str]) -> Meta | None:
     if any(meta != good[0] for meta in good):
         raise JournalCorrupt(f"{path}: meta.json and meta.json.bak are of different journals", path=path)
     return good[0]
+
+
+def _refuse_later_format(path: Path, raw: bytes) -> None:
+    """Raise JournalUnsupported when these bytes are whole and of a later format, with fields that are unknown here."""
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return
+    check = crc32c(msgspec.json.encode(fields | {"check": 0}, order="sorted"))
+    if fields.get("check") == check and fields.get("format") != FORMAT_VERSION:
+        raise JournalUnsupported(_other_format(path, fields.get("format")), path=path)
+
+
+def _other_format(path: Path, found: object) -> str:
+    return f"{path}: the journal has format {found}, this version of Stellane reads format {FORMAT_VERSION}"
 
 
 def _create(path: Path, engine_name: str) -> Meta:
@@ -276,5 +297,8 @@ def _read(path: Path) -> bytes | None:
     except OSError as error:
         reason = "is a symbolic link" if error.errno == errno.ELOOP else str(error.strerror)
         raise JournalError(f"{path}: {reason}", path=path.parent) from error
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(META_BYTES_MAX)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(META_BYTES_MAX)
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be read: {error.strerror}", path=path.parent) from error

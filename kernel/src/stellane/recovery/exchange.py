@@ -91,6 +91,11 @@ class JournaledExchange(Exchange):
         await self.inner.end()
         self.completed = True
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether a whole answer went out that tells of no failure of the server."""
+        return self.completed and self.status < 500
+
     def handler_returned(self) -> None:
         """The application is through with this request, its background work included."""
         self._recorder.finished(self)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
-from stellane.abc.journal import Durability, EngineStatistics, JournalEngine
+from stellane.abc.journal import Durability, EngineStatistics, Gap, JournalEngine
 from stellane.abc.recovery import EntryState
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned, JournalUnsupported
 from stellane.logging import get_logger
@@ -50,6 +50,8 @@ SNAPSHOT_BATCH_BYTES = 1_048_576
 """A snapshot is appended in batches of about this size."""
 RESERVED_SNAPSHOT_BYTES_MAX = 65_536
 """The largest snapshot that may take from the space kept for the ends of requests, when the disk is full."""
+REASON_CHARS_MAX = 4096
+"""What is kept of an error's text: an application may quote a whole body in one."""
 ROOM_BYTES_MIN = 1_048_576
 """It is only taken when at least this much may go because of it."""
 
@@ -132,8 +134,9 @@ class Journal:
 
         A torn tail is removed and damage is left behind, both after their bytes were copied to
         quarantine/; `report` says what was found. A reader changes nothing.
-        Raises JournalError and its kinds: JournalLocked, JournalUnsupported (another engine,
-        format or durability), JournalCorrupt (not a journal), JournalFull.
+        Raises JournalError, also for a writer when a part of it cannot be read, and its kinds:
+        JournalLocked, JournalUnsupported (another engine, format or durability), JournalCorrupt
+        (not a journal), JournalFull.
         """
         if durability != Durability.PROCESS or durability not in engine.capabilities.durability:
             raise JournalUnsupported(f'{directory}: durability "{durability}" is not built yet', path=directory)
@@ -202,7 +205,7 @@ class Journal:
 
     def failed(self, entry: LedgerEntry, status: int, error: str = "") -> None:
         """The handler raised and `status` was sent: the end of this request. Lazy like `done`."""
-        ending = Ending(entry.entry_id, status, reason=error)
+        ending = Ending(entry.entry_id, status, reason=_reason(error))
         self._ledger.end(entry, EntryState.FAILED, ending)
         self._write_later(RecordType.FAIL, ending)
 
@@ -215,9 +218,9 @@ class Journal:
 
     def attempt_failed(self, entry: LedgerEntry, error: str) -> None:
         """The replay that runs raised `error`; the request is pending again."""
-        ended = AttemptEnded(entry.entry_id, len(entry.attempts), error)
+        ended = AttemptEnded(entry.entry_id, len(entry.attempts), _reason(error))
         self._append(RecordType.ATTEMPT_FAILED, encode_payload(ended))
-        entry.end_attempt(error)
+        entry.end_attempt(ended.error)
 
     def dead(self, entry: LedgerEntry, reason: str) -> None:
         """Give the request up; it is kept as a dead letter."""
@@ -299,7 +302,7 @@ class Journal:
     # --- Inside ---------------------------------------------------------------------------------
 
     def _end(self, type_: int, entry: LedgerEntry, state: EntryState, reason: str) -> None:
-        ending = Ending(entry.entry_id, reason=reason)
+        ending = Ending(entry.entry_id, reason=_reason(reason))
         self._append(type_, encode_payload(ending))
         self._ledger.end(entry, state, ending)
 
@@ -435,6 +438,12 @@ class Journal:
         checker = Checker(self._directory.journal_id, self._ledger.apply)
         try:
             for item in self._engine.scan():
+                if isinstance(item, Gap) and item.unread and not self.read_only:
+                    # Not damage: to go on without these records would release or remove them.
+                    text = (
+                        f"{self.path}: {item.where} {item.reason}; what it holds may be whole, and nothing was changed"
+                    )
+                    raise JournalError(text, path=self.path)
                 checker.feed(item)
         except RecordVersionError as error:
             text = f"{self.path}: {error}; it was written by a newer version of Stellane"
@@ -446,8 +455,10 @@ class Journal:
             raise JournalCorrupt(text, path=self.path)
         if self.read_only:
             self.epoch = report.last_epoch
-            # Behind CLEAN nothing runs any more, whatever its writer cut short.
-            self._ledger.suspend(self.epoch + 1 if report.clean else self.epoch)
+            # Behind CLEAN nothing runs any more, whatever its writer cut short, nor where a writer was killed. Asked
+            # after the scan: a writer that came since has nothing on record here.
+            over = report.clean or self._engine.in_use() is False
+            self._ledger.suspend(self.epoch + 1 if over else self.epoch)
             return
         self.epoch = report.last_epoch + 1
         last = checker.last_record
@@ -465,3 +476,11 @@ class Journal:
             self.snapshot()
         except JournalFull:
             _log.warning("journal: no space for a snapshot; the damage stays in place", journal=str(self.path))
+
+
+def _reason(text: object) -> str:
+    """What a record can hold of an application's words: text, encodable and of bounded length.
+
+    A number would make a record that no later scan can read, a lone surrogate none at all.
+    """
+    return str(text)[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()

@@ -78,7 +78,8 @@ class Recorder:
             server=exchange.server,
             traceparent=traceparent,
             tracestate=None if exchange.header(b"tracestate") is None else _text(headers, b"tracestate"),
-            body_bytes=len(body) if whole else _content_length(exchange),
+            # A chunked body that is too large is only known as far as it was read.
+            body_bytes=max(len(body), _content_length(exchange)),
             body_omitted=not whole,
             redacted=redacted + redacted_query,
         )

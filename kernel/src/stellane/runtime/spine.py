@@ -162,11 +162,13 @@ class Spine:
         try:
             await self._handle(recorded)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+            if _is_being_cancelled():
                 raise  # no end on record: it is pending, and the next start replays it
             recorded.handler_raised(error)
             raise
-        recorded.handler_returned()
+        # A handler may make an error of its own, or its 500, of the cancellation: that is no end of its work either.
+        if recorded.succeeded or not _is_being_cancelled():
+            recorded.handler_returned()
 
     async def wait_idle(self) -> None:
         """Return when no request runs or waits."""

@@ -73,6 +73,8 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
 def _failed(error: BaseException) -> Failed:
     ours = isinstance(error, StellaneError)
     text = str(error) if ours else "".join(traceback.format_exception(error)).rstrip()
+    # A lone surrogate, as in the name of a file, cannot be sent, and the supervisor would wait for a word for ever.
+    text = text.encode("utf-8", "backslashreplace").decode()
     return Failed(kind=type(error).__name__, text=text, exit_code=EXIT_STARTUP)
 
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +37,9 @@ from stellane_journal_file.spare import SpareMaker
 SEGMENT_BYTES = 16_777_216
 SEGMENT_BYTES_MIN = 65_536
 RECORD_BYTES_MAX = 1_073_741_824
+LOCK_WAIT_S = 0.5
+"""How long a writer waits for the lock, seconds: a reader may be looking whether it is held, and a killed worker with
+much memory is a while in ending."""
 LIST_TRIES_MAX = 10
 """How often a reader lists the segments anew because one was released meanwhile."""
 READ_TRIES_MAX = 10
@@ -93,7 +97,12 @@ class FileJournal(JournalEngine):
         if read_only:
             return
         call_in_forked_child(self._forked)
-        self._find_end()
+        try:
+            self._find_end()
+        except OSError as error:
+            self.close()
+            text = f"{path}: {error.filename} cannot be read: {error.strerror}; what it holds may be whole"
+            raise JournalError(f"{text}, and nothing was changed", path=path) from error
         self._spare = SpareMaker(path / "spare.tmp", self._segment_bytes)
         self._spare.start()
 
@@ -185,6 +194,19 @@ class FileJournal(JournalEngine):
         except OSError as error:
             raise JournalError(f"{dest}: cannot copy the journal: {error.strerror}", path=self._path) from error
 
+    def in_use(self) -> bool | None:
+        try:
+            descriptor = os.open(self._path / "LOCK", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+        try:
+            # Shared, so that two readers do not take each other for a writer. A writer waits for that long.
+            return not _lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
     def statistics(self) -> EngineStatistics:
         first = self._segments[0].base_seq if self._segments else self._appended_seq + 1
         return EngineStatistics(
@@ -223,19 +245,20 @@ class FileJournal(JournalEngine):
     def _take_lock(self) -> None:
         path = self._path / "LOCK"
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            self._lock = -1
-            text = f"{self._path}: another process writes to this journal; stop it or use another journal_path"
-            raise JournalLocked(text, path=self._path) from None
+        deadline_s = time.monotonic() + LOCK_WAIT_S
+        while not _lock(self._lock, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline_s:
+                os.close(self._lock)
+                self._lock = -1
+                text = f"{self._path}: another process writes to this journal; stop it or use another journal_path"
+                raise JournalLocked(text, path=self._path)
+            time.sleep(0.01)
 
     def _find_end(self) -> None:
         """Where the next record goes: after the last valid one, or into a fresh segment when the last
         one is damaged, so that it can be released whole."""
         for segment in reversed(self._segments):
-            content = read_segment(segment)
+            content = _read_to_write(segment)
             end = RECORDS_OFFSET
             for found in content.walk():
                 if found.seq:
@@ -252,7 +275,7 @@ class FileJournal(JournalEngine):
             if self._appended_seq:
                 break
         for segment in self._segments:
-            if not segment.base_seq and (header := read_segment(segment).header) is not None:
+            if not segment.base_seq and (header := _read_to_write(segment).header) is not None:
                 segment.base_seq = header.base_seq
 
     def _open_all(self, stack: contextlib.ExitStack) -> list[tuple[Segment, int | None]]:
@@ -386,7 +409,7 @@ class FileJournal(JournalEngine):
     def _end_of(self, segment: Segment, after_seq: int) -> int:
         """The offset behind the last record of `segment` with seq <= `after_seq`; 0 when it has none."""
         end = 0
-        for found in read_segment(segment).walk():
+        for found in _read_to_write(segment).walk():
             if 0 < found.seq <= after_seq:
                 end = found.offset + len(found.raw)
         return end
@@ -432,6 +455,23 @@ class FileJournal(JournalEngine):
             raise JournalPoisoned(f"{self._path}: an earlier write failed: {self._poisoned}", path=self._path)
         state = "open for reading only" if self._read_only and self._path != Path() else "not open"
         raise JournalError(f"{self._path}: the journal is {state}", path=self._path)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Take the lock without waiting; False when somebody else has it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_to_write(segment: Segment) -> Content:
+    """Read a segment that is to be continued, cut or removed. Raises OSError: what was not read must stay."""
+    content = read_segment(segment)
+    if content.error is not None:
+        raise OSError(content.error.errno, content.error.strerror, segment.path.name)
+    return content
 
 
 def _open_to_read(path: Path) -> int | None:

@@ -58,11 +58,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A segment read whole. `damage` is what was wrong with the file itself."""
+    """A segment read whole. `damage` is what was wrong with the file itself, `error` why it could not be read."""
 
     data: bytes
     header: Header | None
     damage: tuple[Gap, ...]
+    error: OSError | None = None
 
     def walk(self) -> Iterator[Found]:
         """Its records and the damage between them."""
@@ -138,7 +139,7 @@ def read_segment(segment: Segment, descriptor: int | None = None) -> Content:
     try:
         data = _read_whole(segment.path) if descriptor is None else _read_descriptor(descriptor)
     except OSError as error:
-        return Content(b"", None, (Gap(name, f"cannot be read: {error.strerror}"),))
+        return Content(b"", None, (Gap(name, f"cannot be read: {error.strerror}", unread=True),), error)
     copies = [data[i * HEADER_COPY_BYTES : (i + 1) * HEADER_COPY_BYTES] for i in range(2)]
     headers = [decode_header(copy) for copy in copies]
     damage = [

@@ -36,8 +36,14 @@ class SpareMaker:
         """Make a spare, and sync and close the descriptor `replaced`, in the background."""
         self.wait()
         self._tried_s = time.monotonic()
-        self._thread = threading.Thread(target=self._work, args=(replaced,), name="journal-spare", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(replaced,), name="journal-spare", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system makes no more threads (pids cgroup, RLIMIT_NPROC): slow, but nothing is wrong with the disk.
+            self._work(replaced)
+        else:
+            self._thread = thread
 
     def wait(self) -> None:
         """Wait until the background work has ended."""

@@ -20,6 +20,12 @@ def error_text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def reading_failed(error: BaseException) -> bool:
+    """Whether RocksDB did not get to see the bytes: what it wanted to read may be whole."""
+    text = error_text(error)
+    return "IO error" in text and ("Input/output error" in text or "Too many open files" in text)
+
+
 def is_ours_to_handle(error: BaseException) -> bool:
     """Whether `error` came from the database: a bare Exception, or a panic of the binding."""
     return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError)
@@ -118,7 +124,13 @@ def _translate(error: BaseException, path: Path) -> BaseException:
         )
     if "does not exist (create_if_missing is false)" in text:
         return JournalError(f"{path}: there is no journal here", path=path)
-    if "Permission denied" in text or "No space left" in text or "Read-only file system" in text:
+    # Not damage when reading failed: to skip the "damaged" parts would lose what may be whole.
+    if (
+        reading_failed(error)
+        or "Permission denied" in text
+        or "No space left" in text
+        or "Read-only file system" in text
+    ):
         return JournalError(f"{path}: {text}", path=path)
     return JournalCorrupt(f"{path}: RocksDB cannot open its files: {text}", path=path)
 

@@ -7,6 +7,7 @@ damaged-<ns>/  copies of log files that RocksDB refused
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from rocksdict import Checkpoint, Rdict, ReadOptions, WriteBatch
 
 from stellane.abc import Durability, EngineCapabilities, EngineStatistics, Gap, JournalEngine
 from stellane.errors import JournalError, JournalFull, JournalPoisoned
+from stellane.recovery.forked_child import call_in_forked_child
 from stellane_journal_rocksdb.database import (
     catch_up,
     error_text,
@@ -26,6 +28,7 @@ from stellane_journal_rocksdb.database import (
     open_reader,
     open_writer,
     poisoned,
+    reading_failed,
 )
 from stellane_journal_rocksdb.high_water import HighWater, read_high_water
 
@@ -86,6 +89,7 @@ class RocksDbJournal(JournalEngine):
         )
         if self._damage:
             self._damage += f" (the log files were copied to {keep.name})"
+        call_in_forked_child(self._forked)
         try:
             self._kept_seq = read_high_water(path / "high-water")
             self._high_water = HighWater(path / "high-water")
@@ -134,12 +138,13 @@ class RocksDbJournal(JournalEngine):
             yield Gap("the log of RocksDB", self._damage)
         previous = 0
         for seq, record in self._read(database, from_seq):
-            if record is None:
-                yield Gap(f"key {seq}", "RocksDB cannot read the value")
+            if isinstance(record, Exception):
+                reason = f"cannot be read by RocksDB: {error_text(record)}"
+                yield Gap(f"key {seq}", reason, unread=reading_failed(record))
             elif previous and seq > previous + 1:
                 yield Gap(f"keys {previous + 1} to {seq - 1}", "RocksDB does not have them")
             previous = seq
-            if record is not None:
+            if not isinstance(record, Exception):
                 yield seq, record
         if self._kept_seq is None:
             yield Gap("high-water", "the file is damaged")
@@ -205,6 +210,16 @@ class RocksDbJournal(JournalEngine):
             if private is not None:
                 private.cleanup()
 
+    def _forked(self) -> None:
+        """In a forked child: leave the database to the parent, whose log two writers would spoil."""
+        if self._database is not None:
+            # Kept for ever, since closing waits for threads of RocksDB that a child does not have.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+            self._database = None
+        if self._high_water is not None:
+            self._high_water.close()
+            self._high_water = None
+
     def _open_to_read(self, path: Path) -> None:
         """Open beside a writer, and follow it until the view is whole.
 
@@ -240,8 +255,8 @@ class RocksDbJournal(JournalEngine):
             ends.append(int.from_bytes(cursor.key(), "big") if cursor.valid() else 0)
         return ends[0], ends[1]
 
-    def _read(self, database: Rdict, from_seq: int) -> Iterator[tuple[int, bytes | None]]:
-        """Every value by key; None for one that cannot be read."""
+    def _read(self, database: Rdict, from_seq: int) -> Iterator[tuple[int, bytes | Exception]]:
+        """Every value by key, or why it cannot be read."""
         cursor = database.iter(_checked())
         cursor.seek(key_of(from_seq))
         seq = max(from_seq, self._first_seq) - 1
@@ -259,8 +274,8 @@ class RocksDbJournal(JournalEngine):
             for missing in range(seq + 1, self._appended_seq + 1):
                 try:
                     found = database.get(key_of(missing), read_opt=_checked())
-                except Exception:
-                    yield missing, None
+                except Exception as error:
+                    yield missing, error
                 else:
                     if found is not None:
                         yield missing, found

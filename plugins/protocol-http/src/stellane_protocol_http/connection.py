@@ -75,6 +75,12 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         """Take bytes that are not, as a whole, a head that is known."""
         phase = self.phase
         if phase == HEAD:
+            if self.codec_empty and data[:2] == b"\r\n":
+                # One empty line before a request line means nothing (RFC 9112 section 2.2). Only where nothing waits
+                # in the codec: it would be the end of a head that has begun.
+                data = data[2:]
+                if not data:
+                    return
             # Until the codec has given this chunk back as one whole request, it holds something; and only what came
             # into an empty codec, in one chunk, is the request that comes out next.
             one_head = is_one_head(data)
@@ -199,6 +205,8 @@ class H1Connection(UsualConnection, asyncio.Protocol):
         self.exchange = exchange
         exchange.in_codec = True
         exchange.brings_ids = rules.brings_ids(head)
+        if head.headers.get(b"upgrade") is not None:
+            self._protocol.upgrade_passed_over(head.headers.get(b"upgrade"))
         if head.end_stream:
             if lone_head is not None:
                 # A target in another form than a path is not the head's own path and query.

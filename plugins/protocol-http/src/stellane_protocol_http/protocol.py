@@ -9,6 +9,7 @@ from collections.abc import Callable
 from stellane.abc import Protocol, ProtocolStatistics
 from stellane.abc.protocol import Begin
 from stellane.config import Config
+from stellane.logging import get_logger
 from stellane.recovery.forked_child import call_in_forked_child
 from stellane_protocol_http.codec import load_codec
 from stellane_protocol_http.connection import H1Connection
@@ -16,6 +17,8 @@ from stellane_protocol_http.head_rules import HeadRules
 from stellane_protocol_http.known_heads import KnownHeads
 from stellane_protocol_http.response_head import HeadWriter
 from stellane_protocol_http.usual_request import Clock, is_compiled
+
+_log = get_logger("stellane.http")
 
 TICK_S = 0.25
 """Deadlines are looked at this often, seconds: one timer a worker instead of two a request."""
@@ -31,6 +34,7 @@ class HttpProtocol(Protocol):
         self._connections: set[H1Connection] = set()
         self._connections_total = 0
         self._draining = False
+        self._upgrade_told = False
         self._empty: asyncio.Future[None] | None = None
         self._tick_handle: asyncio.TimerHandle | None = None
 
@@ -63,6 +67,13 @@ class HttpProtocol(Protocol):
         if self._draining:
             connection.keeps_alive = False
         return len(self._connections) <= self._connections_max
+
+    def upgrade_passed_over(self, wanted: bytes) -> None:
+        """Tell, once, that WebSocket clients get an ordinary answer, as RFC 9110 section 7.8 allows."""
+        if self._upgrade_told or wanted.strip().lower() != b"websocket":
+            return
+        self._upgrade_told = True
+        _log.warning("a client asked for a WebSocket, which is not built yet: such requests are answered as plain GET")
 
     def connection_closed(self, connection: H1Connection) -> None:
         """Forget a connection that is lost."""
