@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stellane.abc import EntryState
+from stellane.abc import Durability, EngineCapabilities, EntryState
 from stellane.errors import JournalError, JournalFull, JournalLocked, JournalPoisoned, JournalUnsupported
 from stellane.recovery.journal import (
     LAZY_RECORDS_MAX,
@@ -20,7 +20,7 @@ from stellane.recovery.journal import (
     LedgerEntry,
 )
 from stellane.recovery.payload import TRACESTATE_BYTES_MAX
-from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, decode, walk
+from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, decode, record_bytes, walk
 from stellane.testing.journal_records import make_request
 from stellane.testing.plain_journal import PlainJournal
 
@@ -332,6 +332,26 @@ def test_power_is_not_built_yet(tmp_path: Path) -> None:
     """A durability that cannot be kept is refused, not promised."""
     with pytest.raises(JournalUnsupported, match="not built yet"):
         Journal.open(tmp_path / "w0", engine_name="plain", engine=PlainJournal(), durability="power")
+
+
+def test_longer_bodies_than_the_engine_keeps_are_refused(tmp_path: Path) -> None:
+    """When the journal is opened, with the limit, and not when the first of them comes."""
+
+    class Short(PlainJournal):
+        capabilities = EngineCapabilities(
+            durability=frozenset({Durability.PROCESS}), record_bytes_max=record_bytes(OVERHEAD_BYTES_MAX + 1000)
+        )
+
+    def opened(body_bytes_max: int, **options: Any) -> Journal:
+        return Journal.open(
+            tmp_path / "w0", engine_name="plain", engine=Short(), body_bytes_max=body_bytes_max, **options
+        )
+
+    with pytest.raises(JournalUnsupported, match=r"body_bytes_max = 2000 .* at most 1000"):
+        opened(2000)
+    assert list(tmp_path.iterdir()) == []
+    opened(1000).close()
+    opened(2000, read_only=True).close()  # who only reads writes no record
 
 
 # --- Failures ---------------------------------------------------------------------------------

@@ -135,11 +135,19 @@ class Journal:
         A torn tail is removed and damage is left behind, both after their bytes were copied to
         quarantine/; `report` says what was found. A reader changes nothing.
         Raises JournalError, also for a writer when a part of it cannot be read, and its kinds:
-        JournalLocked, JournalUnsupported (another engine, format or durability), JournalCorrupt
-        (not a journal), JournalFull.
+        JournalLocked, JournalUnsupported (another engine, format or durability, or longer bodies than
+        the engine keeps), JournalCorrupt (not a journal), JournalFull.
         """
         if durability != Durability.PROCESS or durability not in engine.capabilities.durability:
             raise JournalUnsupported(f'{directory}: durability "{durability}" is not built yet', path=directory)
+        limit = engine.capabilities.record_bytes_max
+        if not read_only and record_bytes(OVERHEAD_BYTES_MAX + body_bytes_max) > limit:
+            raise JournalUnsupported(
+                f"{directory}: the engine {engine_name} keeps records of at most {limit} bytes, and with "
+                f"recovery.body_bytes_max = {body_bytes_max} they may be longer: it must be at most "
+                f"{limit - record_bytes(OVERHEAD_BYTES_MAX)}",
+                path=directory,
+            )
         place = open_directory(directory, engine_name, create=create, read_only=read_only)
         journal = cls(
             place,
