@@ -94,26 +94,6 @@ static void test_nothing_follows_a_hole(void) {
     poller->ops->free(poller);
 }
 
-/* Connections that were accepted when the poller ends, and nobody was told of: their clients see the end. */
-static void test_accepted_and_not_told(void) {
-    st_poller *poller = new_poller();
-    int port, error = 0, listening = listen_tcp(&port);
-    char byte;
-    owner *self = new_owner(poller);
-    self->listener = poller->ops->listener_open(poller, listening, self, &error);
-    poller->ops->listener_start(self->listener, 10);
-    turn(poller, 0);
-    int before = open_descriptors(), client = connect_tcp(port);
-    CHECK_EQ(st_ring_enter(&((st_uring *)poller)->ring, 1, 1000000000, 0), 0);
-    CHECK_EQ(open_descriptors(), before + 2);
-    poller->ops->free(poller);
-    CHECK_EQ(self->accepted, 0);
-    CHECK_EQ(read(client, &byte, 1), 0);
-    free_owner(self);
-    close(client);
-    close(listening);
-}
-
 /* Streams that wait for a buffer are closed: at the end of the queue, in its middle and at its head. The others get theirs. */
 enum { STARVING = 12, BYTES = 2000 };
 
@@ -180,7 +160,6 @@ static void test_a_pipe_is_paused_twice(void) {
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {TEST(a_send_taken_while_others_are_reported), TEST(nothing_follows_a_hole),
-                                 TEST(accepted_and_not_told), TEST(the_starved_are_closed),
-                                 TEST(a_pipe_is_paused_twice)};
+                                 TEST(the_starved_are_closed), TEST(a_pipe_is_paused_twice)};
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }
