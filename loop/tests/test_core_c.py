@@ -128,7 +128,16 @@ def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "program",
-    ["test_uring", "test_attached", "test_backlog", "test_moves", "test_rare", "test_files", "test_files_end"],
+    [
+        "test_ring",
+        "test_uring",
+        "test_attached",
+        "test_backlog",
+        "test_moves",
+        "test_rare",
+        "test_files",
+        "test_files_end",
+    ],
 )
 def test_io_uring(program: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Rings too small, older kernels, starvation, restrictions; files whatever goes wrong."""

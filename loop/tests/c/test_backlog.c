@@ -110,9 +110,42 @@ static void test_held_connections_need_no_more_room(void) {
     poller->ops->free(poller);
 }
 
+/* Who has stopped is not told of an accept that failed before it did. */
+static void test_failed_and_not_told(void) {
+    st_poller *poller = new_poller();
+    int port, error = 0, listening = listen_tcp(&port), lowest;
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, listening, self, &error);
+    turn(poller, 0);
+    struct rlimit limit, few;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    few = limit;
+    lowest = dup(0);
+    CHECK(close(lowest) == 0);
+    few.rlim_cur = (rlim_t)lowest + 1; /* one more, for the client */
+    CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0); /* before it starts: io_uring notes the limit when it begins to accept */
+    poller->ops->listener_start(self->listener, 8);
+    turn(poller, 0);
+    int client = connect_tcp(port);
+    CHECK_EQ(st_ring_enter(&((st_uring *)poller)->ring, 1, 1000000000, 0), 0);
+    CHECK_EQ(st_ring_ready(&((st_uring *)poller)->ring), 1);
+    poller->ops->listener_stop(self->listener);
+    turn(poller, 0);
+    turn(poller, 0);
+    CHECK(self->accepted == 0 && self->accept_error == 0);
+    CHECK_EQ(count(poller).in_flight, 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    poller->ops->listener_start(self->listener, 8);
+    TURN_UNTIL(poller, self->accepted == 1);
+    close(self->fds[0]);
+    close(client);
+    stop_server(self, listening);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
-    static const test tests[] = {TEST(flood_of_connections), TEST(accepted_and_not_told),
+    static const test tests[] = {TEST(flood_of_connections), TEST(accepted_and_not_told), TEST(failed_and_not_told),
                                  TEST(held_connections_need_no_more_room)};
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -86,8 +86,8 @@ static void test_an_old_errno(void) {
     poller->ops->free(poller);
 }
 
-/* A turn is one wait, unless it was told to look first and may sleep. */
-static void test_one_wait_a_turn(void) {
+/* A turn is one wait, unless it was told to look first and may sleep; the end of a stream is its close(2). */
+static void test_one_call_each(void) {
     st_poller *poller = new_poller();
     for (int i = 0; i < 2; i++) {
         uint64_t waits = count(poller).waits, system_calls = count(poller).system_calls;
@@ -95,6 +95,15 @@ static void test_one_wait_a_turn(void) {
         CHECK(count(poller).waits == waits + 1 && count(poller).system_calls == system_calls + 1);
         poller->spin_ns = 1000000;
     }
+    int fds[2];
+    tcp_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    uint64_t system_calls = count(poller).system_calls;
+    poller->ops->stream_close(self->stream, 0);
+    CHECK_EQ(count(poller).system_calls, system_calls + 1);
+    TURN_UNTIL(poller, self->closed);
+    free_owner(self);
+    close(fds[1]);
     poller->ops->free(poller);
 }
 
@@ -164,20 +173,23 @@ static void test_out_of_descriptors(void) {
     }
 }
 
-static void test_registration_is_refused(void) {
+static void none_without(long call, int error) {
     int made = 0, before = open_descriptors();
-    answer_with(SYS_epoll_ctl, ENOSPC);
+    answer_with(call, error);
     CHECK(st_epoll_new(test_sink(), &made) == NULL);
-    CHECK_EQ(made, -ENOSPC);
+    CHECK_EQ(made, -error);
     CHECK_EQ(open_descriptors(), before);
 }
+
+static void test_epoll_is_refused(void) { none_without(SYS_epoll_create1, ENOMEM); }
+static void test_registration_is_refused(void) { none_without(SYS_epoll_ctl, ENOSPC); }
 
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(a_wait_that_is_missing), TEST(a_wait_that_is_forbidden), TEST(an_old_errno),
-        TEST(one_wait_a_turn),        TEST(places_are_used_again),     TEST(out_of_descriptors),
-        TEST(registration_is_refused),
+        TEST(one_call_each),          TEST(places_are_used_again),     TEST(out_of_descriptors),
+        TEST(epoll_is_refused),       TEST(registration_is_refused),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

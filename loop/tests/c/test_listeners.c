@@ -250,20 +250,6 @@ static void accept_without_descriptors(st_poller *poller) {
     poller->ops->listener_start(self->listener, 8);
     TURN_UNTIL(poller, self->accepted == 5);
     CHECK_EQ(count(poller).accepts, 5);
-    poller->ops->listener_stop(self->listener);
-    turn(poller, 0);
-    none.rlim_cur = (rlim_t)dup(0) + 1; /* one more, for the client */
-    CHECK(close((int)none.rlim_cur - 1) == 0);
-    setrlimit(RLIMIT_NOFILE, &none);
-    poller->ops->listener_start(self->listener, 8);
-    turn(poller, 0);
-    int last = connect_tcp(port);
-    poller->ops->listener_stop(self->listener); /* who has stopped is not told of what failed before it did */
-    for (int i = 0; i < 3; i++)
-        turn(poller, 5);
-    CHECK(self->accepted == 5 && self->accept_error == 0);
-    setrlimit(RLIMIT_NOFILE, &limit);
-    close(last);
     for (int i = 0; i < 5; i++) {
         close(self->fds[i]);
         close(peers[i]);
