@@ -188,14 +188,14 @@ enum { REFUSED = 50 }; /* with their syncs more than the ring has entries */
 
 typedef struct refused {
     st_poller *poller;
-    int fd;
+    int fd, count;
     owner *all[2 * REFUSED];
 } refused;
 
 static void write_some(refused *self, int first, int count_) {
     static char bytes[8];
     struct iovec part = {bytes, sizeof bytes};
-    for (int i = first; i < first + count_; i++) {
+    for (int i = first; i < first + count_; i++, self->count++) {
         self->all[i] = new_owner(self->poller);
         CHECK_EQ(self->poller->ops->file_write(self->poller, self->fd, &part, 1, 8 * i, ST_FILE_SYNC, self->all[i]), 0);
     }
@@ -210,6 +210,12 @@ static void *turns_in_vain(void *argument) {
         turn(self->poller, 5000);
         CHECK(now_s() - begin < 2.5);
     }
+    return NULL;
+}
+
+static void *many_turns_in_vain(void *argument) {
+    refused *self = argument;
+    turns_in_vain(self);
     write_some(self, 1, REFUSED - 1);
     turn(self->poller, 0);
     write_some(self, REFUSED, REFUSED);
@@ -217,12 +223,12 @@ static void *turns_in_vain(void *argument) {
     return NULL;
 }
 
-static void test_refused_for_now(void) {
+static void refused_for_now(void *(*in_vain)(void *)) {
     refused self = {.poller = new_poller(), .fd = scratch_file()};
     pthread_t thread;
-    CHECK_EQ(pthread_create(&thread, NULL, turns_in_vain, &self), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, in_vain, &self), 0);
     pthread_join(thread, NULL);
-    for (int i = 0; i < 2 * REFUSED; i++) {
+    for (int i = 0; i < self.count; i++) {
         TURN_UNTIL(self.poller, self.all[i]->files_done);
         CHECK(self.all[i]->files_done == 1 && self.all[i]->file_result == 8);
         free_owner(self.all[i]);
@@ -231,12 +237,15 @@ static void test_refused_for_now(void) {
     self.poller->ops->free(self.poller);
 }
 
+static void test_refused_for_now(void) { refused_for_now(turns_in_vain); }
+static void test_refused_with_a_full_queue(void) { refused_for_now(many_turns_in_vain); }
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(endless_reads),    TEST(many_endless_reads), TEST(half_read_at_the_end),
         TEST(writes_at_the_end), TEST(a_device_that_hangs), TEST(more_completions_than_room),
-        TEST(refused_for_now),
+        TEST(refused_for_now),  TEST(refused_with_a_full_queue),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

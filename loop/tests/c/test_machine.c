@@ -81,6 +81,9 @@ static void the_machine_is_read(void) {
     CHECK_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
     CHECK_EQ(st_cpu_times_read(&before), 0);
     CHECK_EQ(before.cpus, CPU_COUNT(&mask));
+    CHECK(before.idle_ns > 0 && pthread_equal(before.thread, pthread_self()));
+    if (access("/sys/fs/cgroup/cpu.max", F_OK) != 0)
+        CHECK_EQ(before.quota_cpus, before.cpus);
     double cpu_before = cpu_s();
     burn(&busy_ms);
     double used_ns = (cpu_s() - cpu_before) * 1e9;
@@ -205,7 +208,9 @@ static void without_a_mask(void) {
     int before = open_descriptors();
     answer_with(SYS_sched_getaffinity, EPERM);
     CHECK_EQ(st_measure_wake_ns(), -EPERM);
+    memset(&times, 0xff, sizeof times);
     CHECK_EQ(st_cpu_times_read(&times), -EPERM);
+    CHECK(times.cpus == 0 && times.quota_cpus == 0); /* nothing that could be compared */
     CHECK_EQ(open_descriptors(), before);
 }
 
