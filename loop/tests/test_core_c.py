@@ -113,6 +113,7 @@ def needed(poller: str, uring: str | None) -> None:
         "test_quiet",
         "test_listeners",
         "test_watches",
+        "test_numbers",
         "test_spin",
         "test_life",
         "test_forks",
@@ -125,11 +126,29 @@ def test_pollers(program: str, poller: str, variant: str, build: Callable[[str, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("program", ["test_uring", "test_attached", "test_moves", "test_rare", "test_files"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "test_ring",
+        "test_uring",
+        "test_attached",
+        "test_backlog",
+        "test_moves",
+        "test_rare",
+        "test_files",
+        "test_files_end",
+    ],
+)
 def test_io_uring(program: str, variant: str, build: Callable[[str, str], Path], uring: str | None) -> None:
     """Rings too small, older kernels, starvation, restrictions; files whatever goes wrong."""
     needed("io_uring", uring)
     run(build(program, variant), "io_uring")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_epoll(variant: str, build: Callable[[str, str], Path]) -> None:
+    """Its tables, its waits, and what is given back where it can not be made."""
+    run(build("test_epoll", variant), "epoll")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -15,7 +15,7 @@
 
 const char *poller_name = "epoll";
 unsigned ring_entries, ring_buffers, ring_buffer_bytes;
-int blocks;
+int blocks, waited;
 int segment_bytes;
 
 void fail(const char *file, int line, const char *what) {
@@ -38,6 +38,12 @@ static void on_block_begin(void *context) {
 static void on_block_end(void *context) {
     (void)context;
     blocks--;
+}
+
+static void on_waited(void *context) {
+    (void)context;
+    CHECK(blocks == 0);
+    waited++;
 }
 
 static int on_buffer(void *at, char **data, size_t *length) {
@@ -130,6 +136,7 @@ const st_sink *test_sink(void) {
     static const st_sink sink = {
         .block_begin = on_block_begin,
         .block_end = on_block_end,
+        .waited = on_waited,
         .stream_buffer = on_buffer,
         .stream_data = on_data,
         .stream_sent = on_sent,

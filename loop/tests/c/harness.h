@@ -60,6 +60,7 @@ struct owner {
 extern const char *poller_name;
 extern unsigned ring_entries, ring_buffers, ring_buffer_bytes;
 extern int blocks; /* block_begin minus block_end */
+extern int waited; /* how often a turn has said that its wait is over */
 
 const st_sink *test_sink(void);
 st_poller *new_poller(void);

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -193,8 +194,12 @@ static void test_more_data(void) {
     poller->ops->free(poller);
 }
 
-static void connections_are_the_parents(int a_turn) {
-    st_poller *poller = new_poller();
+static void *turn_once(void *poller) {
+    turn(poller, 0);
+    return NULL;
+}
+
+static void connections_are_the_parents(st_poller *poller, int a_turn) {
     int port, error, clients[MANY], fd = listen_tcp(&port);
     owner *self = new_owner(poller);
     self->listener = poller->ops->listener_open(poller, fd, self, &error);
@@ -217,8 +222,18 @@ static void connections_are_the_parents(int a_turn) {
     poller->ops->free(poller);
 }
 
-static void test_accepted(void) { connections_are_the_parents(MANY); }
-static void test_kept_accepted(void) { connections_are_the_parents(2); }
+static void test_accepted(void) { connections_are_the_parents(new_poller(), MANY); }
+static void test_kept_accepted(void) { connections_are_the_parents(new_poller(), 2); }
+
+/* By its own accept(2), as on io_uring after a move to another thread. */
+static void test_accepted_after_a_move(void) {
+    st_poller *poller = new_poller();
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, turn_once, poller), 0);
+    pthread_join(thread, NULL);
+    turn(poller, 0);
+    connections_are_the_parents(poller, MANY);
+}
 
 static void watches_are_the_parents(unsigned first, unsigned then) {
     st_poller *poller = new_poller();
@@ -453,26 +468,61 @@ static void test_file_done(void) {
     poller->ops->free(poller);
 }
 
-/* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
-/* An operation that ended between two turns, and is reported before the second one asks the kernel for anything. */
+enum { ENDLESS = 3 };
+
+/* Of one event each, so that nothing ends before it is told to. */
+static void begin_endless_reads(st_poller *poller, owner *all[ENDLESS], int events[ENDLESS]) {
+    static uint64_t values[ENDLESS];
+    for (int i = 0; i < ENDLESS; i++) {
+        struct iovec part = {&values[i], sizeof values[i]};
+        events[i] = eventfd(0, EFD_CLOEXEC);
+        all[i] = new_owner(poller);
+        all[i]->on_file_done = fork_in_buffer;
+        CHECK_EQ(poller->ops->file_read(poller, events[i], &part, 1, 0, all[i]), 0);
+    }
+    turn(poller, 0);
+}
+
+static void end_endless_reads(owner *all[ENDLESS], int events[ENDLESS]) {
+    for (int i = 0; i < ENDLESS; i++) {
+        CHECK_EQ(all[i]->files_done, 1);
+        free_owner(all[i]);
+        close(events[i]);
+    }
+}
+
+/* Operations that ended between two turns, and are reported before the second one asks the kernel for anything. */
 static void test_file_done_between_turns(void) {
     st_poller *poller = new_poller();
     if (poller->ops->file_read != NULL) {
-        uint64_t value = 0;
-        int event = eventfd(0, EFD_CLOEXEC);
-        struct iovec part = {&value, sizeof value};
-        owner *self = new_owner(poller);
-        self->on_file_done = fork_in_buffer;
-        CHECK_EQ(poller->ops->file_read(poller, event, &part, 1, 0, self), 0);
-        turn(poller, 0);
-        CHECK(write(event, &(uint64_t){7}, sizeof value) == sizeof value);
+        owner *all[ENDLESS];
+        int events[ENDLESS];
+        begin_endless_reads(poller, all, events);
+        for (int i = 0; i < ENDLESS; i++)
+            CHECK(write(events[i], &(uint64_t){7}, 8) == 8);
         usleep(20000);
-        FORKING_TURNS_UNTIL(poller, self->files_done);
-        CHECK_EQ(value, 7);
-        free_owner(self);
-        close(event);
+        for (int i = 0; i < ENDLESS; i++) {
+            FORKING_TURNS_UNTIL(poller, all[i]->files_done);
+            CHECK_EQ(all[i]->file_result, 8);
+        }
+        end_endless_reads(all, events);
     }
     poller->ops->free(poller);
+}
+
+/* When the poller ends everybody is told, once, in both processes. */
+static void test_file_done_at_the_end(void) {
+    st_poller *poller = new_poller();
+    owner *all[ENDLESS];
+    int events[ENDLESS];
+    bool files = poller->ops->file_read != NULL;
+    if (files)
+        begin_endless_reads(poller, all, events);
+    poller->ops->free(poller);
+    if (files)
+        end_endless_reads(all, events);
+    if (in_child)
+        _exit(0);
 }
 
 /* What is written in the child, to a connection that it only inherited, is not the parent's to answer for. */
@@ -508,6 +558,7 @@ static void test_nothing_is_sent_in_the_child(void) {
     poller->ops->free(poller);
 }
 
+/* The child's poller has lost its descriptors: a wake-up does not reach whoever got their numbers. */
 static void test_wake_in_the_child(void) {
     st_poller *poller = new_poller();
     turn(poller, 0);
@@ -536,9 +587,9 @@ static void test_wake_in_the_child(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(data),      TEST(data_into),     TEST(much_data), TEST(buffer),     TEST(kept_data),
-        TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(ready), TEST(kept_ready),
+        TEST(kept_data_into), TEST(more_data), TEST(accepted), TEST(kept_accepted), TEST(accepted_after_a_move), TEST(ready), TEST(kept_ready),
         TEST(closed),    TEST(sent),          TEST(many_sent), TEST(file_done),  TEST(wake_in_the_child),
-        TEST(partly_sent), TEST(nothing_is_sent_in_the_child), TEST(file_done_between_turns),
+        TEST(partly_sent), TEST(nothing_is_sent_in_the_child), TEST(file_done_between_turns), TEST(file_done_at_the_end),
         TEST(sent_before_more_is_read),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -10,8 +11,27 @@
 #include "echo.h"
 #include "harness.h"
 
-static void test_accepts_per_turn(void) {
+static bool sleeps(st_poller *poller) {
+    double begin = now_s();
+    return turn(poller, 50) <= 0 && now_s() - begin > 0.04;
+}
+
+static void *turn_once(void *poller) {
+    turn(poller, 0);
+    return NULL;
+}
+
+/* A poller that has come from another thread accepts by itself when a poll says so, also on io_uring. */
+static st_poller *moved_poller(void) {
     st_poller *poller = new_poller();
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, turn_once, poller), 0);
+    pthread_join(thread, NULL);
+    turn(poller, 0);
+    return poller;
+}
+
+static void accepts_per_turn(st_poller *poller) {
     int port, error = 0, fd = listen_tcp(&port), peers[40];
     owner *self = new_owner(poller);
     self->listener = poller->ops->listener_open(poller, fd, self, &error);
@@ -30,6 +50,7 @@ static void test_accepts_per_turn(void) {
         close(self->fds[i]);
         close(peers[i]);
     }
+    CHECK(sleeps(poller));
     /* Stopped: nobody is told. Started again: nobody is lost. */
     poller->ops->listener_stop(self->listener);
     peers[0] = connect_tcp(port);
@@ -42,6 +63,11 @@ static void test_accepts_per_turn(void) {
     close(peers[0]);
     stop_server(self, fd);
     poller->ops->free(poller);
+}
+
+static void test_accepts_per_turn(void) {
+    accepts_per_turn(new_poller());
+    accepts_per_turn(moved_poller());
 }
 
 static void test_closed_listener_refuses(void) {
@@ -88,6 +114,8 @@ static void test_stopped_with_more_to_come(void) {
         TURN_UNTIL(poller, self->accepted == i);
         turn(poller, 0);
         CHECK_EQ(self->accepted, i);
+        if (i == TAKEN) /* and does not spin over those that wait */
+            CHECK(sleeps(poller));
         close(self->fds[i - 1]);
         if (i < TAKEN)
             poller->ops->listener_start(self->listener, 100);
@@ -104,9 +132,98 @@ static void test_stopped_with_more_to_come(void) {
     poller->ops->free(poller);
 }
 
-/* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
-static void test_accept_without_descriptors(void) {
+/* More than a turn takes, again and again, with a stop in between: everyone comes in the order they connected, and nothing is left over to do. */
+static void bursts(st_poller *poller) {
+    enum { ROUNDS = 6, CLIENTS = 30, A_TURN = 7 };
+    int port, error = 0, fd = listen_tcp(&port), clients[CLIENTS];
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, A_TURN);
+    for (int round = 0; round < ROUNDS; round++) {
+        int before = self->accepted;
+        for (int i = 0; i < CLIENTS; i++) {
+            clients[i] = connect_tcp(port);
+            CHECK(write(clients[i], &i, sizeof i) == sizeof i);
+        }
+        TURN_UNTIL(poller, self->accepted > before);
+        if (round % 2) {
+            poller->ops->listener_stop(self->listener);
+            for (int i = 0, then = self->accepted; i < 3; i++) {
+                turn(poller, 0);
+                CHECK_EQ(self->accepted, then);
+            }
+            poller->ops->listener_start(self->listener, A_TURN);
+        }
+        TURN_UNTIL(poller, self->accepted == before + CLIENTS);
+        for (int i = 0, number; i < CLIENTS; i++) {
+            int accepted = self->fds[(before + i) % 256];
+            CHECK(read(accepted, &number, sizeof number) == sizeof number);
+            CHECK_EQ(number, i);
+            CHECK(close(accepted) == 0);
+            close(clients[i]);
+        }
+    }
+    CHECK(sleeps(poller));
+    CHECK_EQ(self->accepted, ROUNDS * CLIENTS);
+    stop_server(self, fd);
+    poller->ops->free(poller);
+}
+
+static void test_bursts(void) {
+    bursts(new_poller());
+    bursts(moved_poller());
+}
+
+/* Connections that came with the close: nobody is told, and their clients see the end. */
+static void test_closed_with_connections_to_come(void) {
+    enum { CLIENTS = 5 };
     st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), clients[CLIENTS];
+    char byte;
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 100);
+    turn(poller, 0);
+    int before = open_descriptors();
+    for (int i = 0; i < CLIENTS; i++)
+        clients[i] = connect_tcp(port);
+    stop_server(self, fd);
+    for (int i = 0; i < CLIENTS; i++) {
+        CHECK(read(clients[i], &byte, 1) <= 0);
+        close(clients[i]);
+    }
+    CHECK_EQ(open_descriptors(), before - 1);
+    poller->ops->free(poller);
+}
+
+/* Freed while connections wait for their owner to go on: their clients see the end. */
+static void test_freed_with_connections_to_come(void) {
+    enum { CLIENTS = 5 };
+    int before = open_descriptors(), port, error = 0, fd = listen_tcp(&port), clients[CLIENTS];
+    char byte;
+    st_poller *poller = new_poller();
+    owner *self = new_owner(poller);
+    self->on_accepted = stop_at_each;
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 100);
+    for (int i = 0; i < CLIENTS; i++)
+        clients[i] = connect_tcp(port);
+    TURN_UNTIL(poller, self->accepted == 1);
+    turn(poller, 0);
+    poller->ops->free(poller);
+    CHECK_EQ(self->closed, 1);
+    close(self->fds[0]);
+    close(fd);
+    for (int i = 0; i < CLIENTS; i++) {
+        CHECK(read(clients[i], &byte, 1) <= 0);
+        close(clients[i]);
+    }
+    free_owner(self);
+    CHECK_EQ(open_descriptors(), before);
+}
+
+/* Out of descriptors: told once, no storm, and accepting goes on when it is started again. */
+static void accept_without_descriptors(st_poller *poller) {
     int port, error = 0, fd = listen_tcp(&port), peers[5];
     owner *self = new_owner(poller);
     self->listener = poller->ops->listener_open(poller, fd, self, &error);
@@ -132,12 +249,18 @@ static void test_accept_without_descriptors(void) {
     self->accept_error = 0;
     poller->ops->listener_start(self->listener, 8);
     TURN_UNTIL(poller, self->accepted == 5);
+    CHECK_EQ(count(poller).accepts, 5);
     for (int i = 0; i < 5; i++) {
         close(self->fds[i]);
         close(peers[i]);
     }
     stop_server(self, fd);
     poller->ops->free(poller);
+}
+
+static void test_accept_without_descriptors(void) {
+    accept_without_descriptors(new_poller());
+    accept_without_descriptors(moved_poller());
 }
 
 #define TEST(name) {#name, test_##name}
@@ -147,6 +270,9 @@ int main(int argc, char **argv) {
         TEST(closed_listener_refuses),
         TEST(accept_without_descriptors),
         TEST(stopped_with_more_to_come),
+        TEST(bursts),
+        TEST(closed_with_connections_to_come),
+        TEST(freed_with_connections_to_come),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

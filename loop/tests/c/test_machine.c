@@ -1,9 +1,14 @@
 /* What the machine is asked by a loop that would look before it sleeps. */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -76,6 +81,9 @@ static void the_machine_is_read(void) {
     CHECK_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
     CHECK_EQ(st_cpu_times_read(&before), 0);
     CHECK_EQ(before.cpus, CPU_COUNT(&mask));
+    CHECK(before.idle_ns > 0 && pthread_equal(before.thread, pthread_self()));
+    if (access("/sys/fs/cgroup/cpu.max", F_OK) != 0)
+        CHECK_EQ(before.quota_cpus, before.cpus);
     double cpu_before = cpu_s();
     burn(&busy_ms);
     double used_ns = (cpu_s() - cpu_before) * 1e9;
@@ -153,6 +161,73 @@ static void signals_neither_end_nor_shorten_the_timing(void) {
     pthread_join(thread, NULL);
 }
 
+static void nothing_is_left_behind(void) {
+    st_cpu_times times;
+    int before = open_descriptors();
+    CHECK(st_measure_wake_ns() > 100);
+    CHECK_EQ(st_cpu_times_read(&times), 0);
+    CHECK_EQ(open_descriptors(), before);
+}
+
+static void without_descriptors(void) {
+    st_cpu_times times;
+    struct rlimit limit, few;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    int lowest = dup(0);
+    CHECK_EQ(close(lowest), 0);
+    for (int left = 0; left < 2; left++) {
+        few = limit;
+        few.rlim_cur = (rlim_t)(lowest + left);
+        CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+        CHECK_EQ(st_measure_wake_ns(), -EMFILE);
+        if (left == 0)
+            CHECK_EQ(st_cpu_times_read(&times), -EMFILE);
+        int next = -1;
+        if (left > 0)
+            CHECK_EQ(next = dup(0), lowest); /* what there was is there again */
+        close(next);
+    }
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* From here on the call fails, in this thread and those it makes. */
+static void answer_with(long call, int error) {
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ((unsigned)error & SECCOMP_RET_DATA)),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {.len = sizeof program / sizeof program[0], .filter = program};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) == 0);
+}
+
+static void without_a_mask(void) {
+    st_cpu_times times;
+    int before = open_descriptors();
+    answer_with(SYS_sched_getaffinity, EPERM);
+    CHECK_EQ(st_measure_wake_ns(), -EPERM);
+    memset(&times, 0xff, sizeof times);
+    CHECK_EQ(st_cpu_times_read(&times), -EPERM);
+    CHECK(times.cpus == 0 && times.quota_cpus == 0); /* nothing that could be compared */
+    CHECK_EQ(open_descriptors(), before);
+}
+
+static void without_a_thread(void) {
+    answer_with(SYS_clone3, EAGAIN);
+    answer_with(SYS_clone, EAGAIN);
+    CHECK_EQ(st_measure_wake_ns(), -EAGAIN);
+    _exit(0); /* a sanitizer that looks for leaks needs one too */
+}
+
+/* The thread that waits to be woken is ended all the same. */
+static void without_a_wake_up(void) {
+    answer_with(SYS_write, EIO);
+    CHECK_EQ(st_measure_wake_ns(), -EIO);
+    _exit(0);
+}
+
 #define TEST(name) {#name, name}
 int main(int argc, char **argv) {
     static const test tests[] = {
@@ -163,6 +238,11 @@ int main(int argc, char **argv) {
         TEST(the_machine_is_read),
         TEST(a_wake_up_is_timed_cold),
         TEST(signals_neither_end_nor_shorten_the_timing),
+        TEST(nothing_is_left_behind),
+        TEST(without_descriptors),
+        TEST(without_a_mask),
+        TEST(without_a_thread),
+        TEST(without_a_wake_up),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

@@ -84,6 +84,14 @@ static void *accept_there(void *argument) {
     stop_listening(self);
     self = listen_on(poller, listening); /* the same socket, known to the new ring only */
     accept_some(self);
+    for (int i = 0; i < 2; i++) { /* its poll can be taken back, and again */
+        self->poller->ops->listener_stop(self->listener);
+        turn(poller, 0);
+        turn(poller, 0);
+        CHECK_EQ(count(poller).in_flight, 0);
+        self->poller->ops->listener_start(self->listener, 10);
+        turn(poller, 0);
+    }
     stop_listening(self);
     return NULL;
 }

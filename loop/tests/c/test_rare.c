@@ -1,7 +1,12 @@
 /* What the kernel or the memory does so rarely that it is played here, inside the io_uring poller. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "harness.h"
@@ -94,26 +99,6 @@ static void test_nothing_follows_a_hole(void) {
     poller->ops->free(poller);
 }
 
-/* Connections that were accepted when the poller ends, and nobody was told of: their clients see the end. */
-static void test_accepted_and_not_told(void) {
-    st_poller *poller = new_poller();
-    int port, error = 0, listening = listen_tcp(&port);
-    char byte;
-    owner *self = new_owner(poller);
-    self->listener = poller->ops->listener_open(poller, listening, self, &error);
-    poller->ops->listener_start(self->listener, 10);
-    turn(poller, 0);
-    int before = open_descriptors(), client = connect_tcp(port);
-    CHECK_EQ(st_ring_enter(&((st_uring *)poller)->ring, 1, 1000000000, 0), 0);
-    CHECK_EQ(open_descriptors(), before + 2);
-    poller->ops->free(poller);
-    CHECK_EQ(self->accepted, 0);
-    CHECK_EQ(read(client, &byte, 1), 0);
-    free_owner(self);
-    close(client);
-    close(listening);
-}
-
 /* Streams that wait for a buffer are closed: at the end of the queue, in its middle and at its head. The others get theirs. */
 enum { STARVING = 12, BYTES = 2000 };
 
@@ -177,10 +162,81 @@ static void test_a_pipe_is_paused_twice(void) {
     poller->ops->free(poller);
 }
 
+/* From here on, in this thread, submissions are refused that do not fetch completions as well: those in between. */
+static void refuse_to_make_room(void) {
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ST_NR_IO_URING_ENTER, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[3])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EBUSY),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {.len = sizeof program / sizeof program[0], .filter = program};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    CHECK(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) == 0);
+}
+
+enum { CROWD = 12 };
+
+static void accept_one(owner *self, int fd) {
+    (void)self;
+    CHECK(fd >= 0 && close(fd) == 0);
+}
+
+/* A turn has room for four requests and the kernel makes no more: what found none goes with the next turns. */
+static void test_no_room_in_this_turn(void) {
+    ring_entries = 4;
+    int pairs[CROWD][2], others[CROWD][2], ports[CROWD], listening[CROWD], error = 0;
+    owner *streams[CROWD], *watches[CROWD], *listeners[CROWD];
+    refuse_to_make_room();
+    st_poller *poller = new_poller();
+    for (int i = 0; i < CROWD; i++) {
+        tcp_pair(pairs[i]);
+        unix_pair(others[i]);
+        listening[i] = listen_tcp(&ports[i]);
+        streams[i] = open_stream(poller, pairs[i][0], ST_SOCKET);
+        poller->ops->stream_read_start(streams[i]->stream, ST_READ_COPY);
+        watches[i] = open_watch(poller, others[i][0], ST_READABLE | ST_ONCE);
+        listeners[i] = new_owner(poller);
+        listeners[i]->on_accepted = accept_one;
+        listeners[i]->listener = poller->ops->listener_open(poller, listening[i], listeners[i], &error);
+        poller->ops->listener_start(listeners[i]->listener, 8);
+    }
+    turn(poller, 0);
+    for (int i = 0; i < CROWD; i++) {
+        CHECK_EQ(send_bytes(streams[i], "answer", 6) >= 0, 1);
+        CHECK(write(pairs[i][1], "x", 1) == 1 && write(others[i][1], "x", 1) == 1);
+        close(connect_tcp(ports[i]));
+    }
+    for (int i = 0; i < CROWD; i++) {
+        char answer[6];
+        TURN_UNTIL(poller, streams[i]->bytes == 1 && watches[i]->ready_calls == 1 && listeners[i]->accepted == 1);
+        TURN_UNTIL(poller, recv(pairs[i][1], answer, 6, MSG_PEEK | MSG_DONTWAIT) == 6);
+    }
+    for (int i = 0; i < CROWD; i++) { /* all at once */
+        poller->ops->stream_close(streams[i]->stream, 0);
+        poller->ops->watch_close(watches[i]->watch);
+        poller->ops->listener_close(listeners[i]->listener);
+    }
+    for (int i = 0; i < CROWD; i++) {
+        TURN_UNTIL(poller, streams[i]->closed && watches[i]->closed && listeners[i]->closed);
+        free_owner(streams[i]);
+        free_owner(watches[i]);
+        free_owner(listeners[i]);
+        close(pairs[i][1]);
+        close(others[i][0]);
+        close(others[i][1]);
+        close(listening[i]);
+    }
+    CHECK_EQ(count(poller).in_flight, 0);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {TEST(a_send_taken_while_others_are_reported), TEST(nothing_follows_a_hole),
-                                 TEST(accepted_and_not_told), TEST(the_starved_are_closed),
-                                 TEST(a_pipe_is_paused_twice)};
+                                 TEST(the_starved_are_closed), TEST(a_pipe_is_paused_twice),
+                                 TEST(no_room_in_this_turn)};
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

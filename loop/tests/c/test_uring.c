@@ -162,44 +162,6 @@ static void test_lost_completion(void) {
     poller->ops->free(poller);
 }
 
-/* A flood of connections, of which one a turn is wanted: the kernel's backlog holds them, not we, and all of them come. */
-static void test_flood_of_connections(void) {
-    enum { CLIENTS = 700, A_TURN = 20, SLACK = 64 };
-    st_poller *poller = new_poller();
-    int port, clients[CLIENTS], listening = listen_tcp(&port), error = 0;
-    struct rlimit files = {4096, 4096};
-    setrlimit(RLIMIT_NOFILE, &files);
-    owner *server = new_owner(poller);
-    server->listener = poller->ops->listener_open(poller, listening, server, &error);
-    CHECK_EQ(poller->ops->listener_start(server->listener, 1), 0);
-    turn(poller, 0);
-    unsigned held_most = 0;
-    int connected = 0;
-    st_uring_listener *inside = (st_uring_listener *)server->listener;
-    for (int before = 0; server->accepted < CLIENTS; before = server->accepted) {
-        for (int i = 0; i < A_TURN && connected < CLIENTS; i++)
-            clients[connected++] = connect_tcp(port);
-        turn(poller, 1000);
-        CHECK(server->accepted - before <= 1);
-        if (server->accepted > before)
-            close(server->fds[before % 256]);
-        held_most = inside->held_count > held_most ? inside->held_count : held_most;
-    }
-    CHECK(inside->flooded);
-    poller->ops->listener_start(server->listener, 10);
-    int last = connect_tcp(port);
-    TURN_UNTIL(poller, server->accepted == CLIENTS + 1);
-    CHECK(!inside->flooded); /* fewer than are wanted: over */
-    close(last);
-    close(server->fds[CLIENTS % 256]);
-    printf("     %u held at most\n", held_most);
-    CHECK(held_most <= ST_ACCEPTS_HELD_MAX + SLACK);
-    for (int i = 0; i < CLIENTS; i++)
-        close(clients[i]);
-    stop_server(server, listening);
-    poller->ops->free(poller);
-}
-
 static void test_system_calls_saved(void) {
     st_poller *poller = new_poller();
     int port, fd, clients[64];
@@ -485,7 +447,7 @@ static void test_bad_arguments(void) {
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(starved),        TEST(starved_in_order), TEST(slow_clients),  TEST(tiny_rings), TEST(wake_after_overflow),
-        TEST(lost_completion), TEST(flood_of_connections),
+        TEST(lost_completion),
         TEST(system_calls_saved), TEST(settle), TEST(blocked_sends_sleep), TEST(large_buffers), TEST(waits_for_more),
         TEST(waits_for_more_without_a_limit), TEST(older_kernels),
         TEST(restrictions),   TEST(nothing_shared_after_fork), TEST(operation_names), TEST(bad_arguments),

@@ -100,11 +100,9 @@ int st_entry_register(st_entry *entry, unsigned events) {
 void st_entry_unregister(st_entry *entry) {
     st_epoll *poller = entry->poller;
     if (entry->poll_fd < 0) return;
-    if (poller->slot_of_fd[entry->poll_fd] == entry->slot) {
-        poller->slot_of_fd[entry->poll_fd] = 0;
-        /* In a forked child this would take the registration away from the parent. */
-        if (!poller->forked) control(poller, EPOLL_CTL_DEL, entry->poll_fd, &(struct epoll_event){0});
-    }
+    /* In a forked child there is no epoll_fd any more: this would take the registration away from the parent. */
+    if (poller->slot_of_fd[entry->poll_fd] == entry->slot)
+        control(poller, EPOLL_CTL_DEL, entry->poll_fd, &(struct epoll_event){0});
     if (entry->poll_fd != entry->fd) close(entry->poll_fd);
     entry->poll_fd = -1;
 }
@@ -116,11 +114,7 @@ void st_entry_again(st_entry *entry) {
 void st_entry_close(st_entry *entry, int keep_fd) {
     if (entry->closed) return;
     entry->closed = 1;
-    entry->keep_fd = !!keep_fd;
-    if (keep_fd || entry->poll_fd != entry->fd)
-        st_entry_unregister(entry);
-    else if (entry->poll_fd >= 0)
-        entry->poller->slot_of_fd[entry->poll_fd] = 0; /* close(2) is the rest of it */
+    if (keep_fd || entry->poll_fd != entry->fd) st_entry_unregister(entry); /* else close(2) does it */
     if (!keep_fd) {
         entry->poller->counted.system_calls++;
         close(entry->fd);
@@ -226,7 +220,6 @@ static int wake(st_poller *base) {
 
 static void after_fork(st_poller *base) {
     st_epoll *poller = (st_epoll *)base;
-    if (poller->forked) return;
     poller->forked = 1;
     close(poller->epoll_fd);
     close(poller->wake_fd);
@@ -242,14 +235,11 @@ static void poller_free(st_poller *base) {
         if (!entry->closed) {
             st_entry_unregister(entry);
             if (!entry->keep_fd) close(entry->fd);
-            entry->closed = 1;
         }
         end(entry);
     }
-    if (!poller->forked) {
-        close(poller->epoll_fd);
-        close(poller->wake_fd);
-    }
+    close(poller->epoll_fd); /* or -1, in a forked child */
+    close(poller->wake_fd);
     st_queue_free(&poller->again);
     st_queue_free(&poller->closing);
     free(poller->slots);

@@ -190,7 +190,7 @@ static void bury_dead(st_uring *poller) {
 /* Without SINGLE_ISSUER the kernel may complete a request in the thread that made it at any moment, also while we move: what
  * it then received would be lost. But such a ring takes cancellations from everybody. */
 static void end_requests(st_uring *poller) {
-    if (st_ring_room(&poller->ring) == 0 && st_ring_submit(&poller->ring) < 0)
+    if (st_ring_room(&poller->ring) == 0 && (st_ring_submit(&poller->ring) < 0 || st_ring_room(&poller->ring) == 0))
         return;
     st_uring_sqe *sqe = st_ring_sqe(&poller->ring);
     sqe->opcode = ST_OP_ASYNC_CANCEL;

@@ -112,7 +112,8 @@ typedef struct st_uring_listener {
     st_listener base;
     st_unit unit;
     int fd;
-    bool accepting, cancelled, by_poll;
+    bool accepting; /* never once it is closing: what still comes then is held, and closed at the end */
+    bool cancelled, by_poll;
     unsigned backlog, accepted_in_turn;
     uint64_t counted_turn;
     uint64_t operation;

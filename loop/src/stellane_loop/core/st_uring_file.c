@@ -23,7 +23,8 @@ enum {
     COMPLETIONS = 256,
     PARTS_MAX = 1024,    /* the kernel's UIO_MAXIOV */
     ATTEMPTS_MAX = 16,   /* of one operation that makes no progress (EINTR, EAGAIN) */
-    FREE_WAIT_S_MAX = 60, /* for a device that does not answer, when the poller ends */
+    FREE_WAIT_NS = 100000000,
+    FREE_WAITS_MAX = 600, /* in vain, for a device that does not answer, when the poller ends: a minute */
 };
 
 typedef enum file_kind { FILE_READ, FILE_WRITE, FILE_SYNC } file_kind;
@@ -48,13 +49,16 @@ struct st_uring_files {
     st_ring ring;
     st_ops ops;
     file_operation *first, *last; /* to be submitted */
-    unsigned queued, in_flight;   /* operations; in flight: the kernel has them */
+    unsigned in_flight;           /* operations that the ring, or the kernel, has */
     bool orphaned;                /* in a forked child: they are the parent's */
     bool ending;                  /* the poller is freed: what was cancelled is not tried again */
 };
 
 #ifdef ST_TESTING
 int32_t (*st_uring_file_fault)(int operation, int32_t result);
+int st_uring_file_free_waits = FREE_WAITS_MAX;
+#else
+static const int st_uring_file_free_waits = FREE_WAITS_MAX;
 #endif
 
 static int open_files(st_uring *poller) {
@@ -86,7 +90,6 @@ static void queue(st_uring_files *files, file_operation *operation) {
     else
         files->first = operation;
     files->last = operation;
-    files->queued++;
 }
 
 static int start(st_poller *base, file_kind kind, int fd, const struct iovec *parts, int count, int64_t offset,
@@ -183,7 +186,6 @@ static void submit_queued(st_uring_files *files) {
         files->first = operation->next;
         if (files->first == NULL)
             files->last = NULL;
-        files->queued--;
     }
     if (st_ring_queued(&files->ring) > 0)
         st_ring_submit(&files->ring); /* refused for now: stays queued, and the next turn tries again */
@@ -210,7 +212,11 @@ static bool judge(const st_uring_files *files, file_operation *operation, int64_
         /* A short read is the end of the file only when the next one says so. */
         advance(operation, (size_t)n);
         *result = (int64_t)operation->done;
-        return n == 0 || operation->rest == 0;
+        if (n == 0 || operation->rest == 0)
+            return true;
+        /* The next one may wait for bytes that never come, and nobody would cancel it any more. */
+        *result = -ECANCELED;
+        return files->ending;
     }
     if ((size_t)n < rest) {
         /* Whatever the sync said, it was not after the last byte. */
@@ -219,7 +225,7 @@ static bool judge(const st_uring_files *files, file_operation *operation, int64_
         return n == 0;
     }
     *result = (int64_t)(operation->done + rest);
-    if (!operation->sync || operation->sync_result == 0)
+    if (operation->sync_result == 0)
         return true;
     *result = operation->sync_result;
     /* Canceled or interrupted: the whole of it once more, bytes included. */
@@ -280,13 +286,14 @@ void st_uring_files_turn(st_uring *poller) {
         return;
     if (files->in_flight > 0)
         reap(poller);
-    if (files->queued > 0 && !files->orphaned)
+    if (!files->orphaned)
         submit_queued(files);
 }
 
 bool st_uring_files_wait(st_uring *poller) {
     st_uring_files *files = poller->files;
-    return files != NULL && (files->queued > 0 || (files->in_flight > 0 && st_ring_ready(&files->ring) > 0));
+    return files != NULL &&
+           (files->first != NULL || st_ring_queued(&files->ring) > 0 || st_ring_ready(&files->ring) > 0);
 }
 
 void st_uring_files_count(st_uring *poller, st_poller_statistics *counted) {
@@ -297,7 +304,7 @@ void st_uring_files_count(st_uring *poller, st_poller_statistics *counted) {
 }
 
 bool st_uring_files_lost(st_uring *poller) {
-    return poller->files != NULL && !poller->files->orphaned && st_ring_lost(&poller->files->ring);
+    return poller->files != NULL && st_ring_lost(&poller->files->ring);
 }
 
 void st_uring_files_after_fork(st_uring *poller) {
@@ -315,7 +322,6 @@ static void cancel_queued(st_uring *poller) {
         tell(poller, operation, -ECANCELED);
     }
     files->last = NULL;
-    files->queued = 0;
 }
 
 /* A read may wait for bytes that never come, where a descriptor has offsets and yet is no file (eventfd). Writes and syncs
@@ -335,7 +341,6 @@ static void cancel_reads(st_uring_files *files) {
         sqe->address = name_of(&files->ops, i);
         sqe->user_data = ST_OP_NONE;
     }
-    st_ring_submit(&files->ring);
 }
 
 void st_uring_files_free(st_uring *poller) {
@@ -344,15 +349,15 @@ void st_uring_files_free(st_uring *poller) {
         return;
     const st_sink *sink = &poller->base.sink;
     cancel_queued(poller);
-    if (!files->orphaned && files->in_flight > 0)
+    if (!files->orphaned)
         cancel_reads(files);
     /* The kernel may still read from and write to the owners' memory, so there is nothing to do but wait. */
-    for (int waited_s = 0; !files->orphaned && files->in_flight > 0 && waited_s < FREE_WAIT_S_MAX;) {
+    for (int in_vain = 0; !files->orphaned && files->in_flight > 0 && in_vain < st_uring_file_free_waits;) {
         sink->block_begin(sink->context);
-        st_ring_enter(&files->ring, 1, 1000000000, 0);
+        st_ring_enter(&files->ring, 1, FREE_WAIT_NS, 0);
         sink->block_end(sink->context);
         if (st_ring_ready(&files->ring) == 0)
-            waited_s++;
+            in_vain++;
         reap(poller);
         if (!files->orphaned)
             submit_queued(files); /* the rest of short writes */
@@ -361,7 +366,6 @@ void st_uring_files_free(st_uring *poller) {
         for (uint32_t i = 0; i < files->ops.capacity; i++)
             if (files->ops.slots[i].kind != ST_KIND_FREE) {
                 file_operation *operation = files->ops.slots[i].object;
-                st_ops_release(&files->ops, name_of(&files->ops, i));
                 if (--operation->awaited == 0)
                     tell(poller, operation, -ECANCELED);
             }

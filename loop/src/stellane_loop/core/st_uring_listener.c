@@ -88,7 +88,7 @@ static void hold(st_uring_listener *listener, int fd) {
         listener->held_capacity = capacity;
     }
     listener->held[listener->held_first + listener->held_count++] = fd;
-    if (listener->held_count >= ST_ACCEPTS_HELD_MAX && !listener->flooded) {
+    if (listener->held_count >= ST_ACCEPTS_HELD_MAX) {
         listener->flooded = true;
         st_unit_dirty(poller_of(listener), &listener->unit);
     }
@@ -126,9 +126,7 @@ void st_uring_listener_due(st_uring_listener *listener) {
 }
 
 static void took(st_uring_listener *listener, int fd) {
-    if (listener->unit.closing)
-        close(fd);
-    else if (!listener->accepting || listener->held_count > 0 || turn_is_full(listener))
+    if (!listener->accepting || listener->held_count > 0 || turn_is_full(listener))
         hold(listener, fd);
     else
         tell(listener, fd);
@@ -146,7 +144,7 @@ static bool passing(int error) {
 
 /* EMFILE and its like: the connection stays where it is and accepting again would fail at once, forever. */
 static void failed(st_uring_listener *listener, int error) {
-    if (listener->unit.closing || passing(error))
+    if (passing(error))
         return;
     bool accepting = listener->accepting;
     listener->accepting = false;
@@ -175,7 +173,7 @@ void st_uring_acceptable(st_uring_listener *listener, int32_t result) {
         failed(listener, result);
         return;
     }
-    while (listener->accepting && !listener->unit.closing && !turn_is_full(listener) && !poller->forked) {
+    while (listener->accepting && !turn_is_full(listener) && !poller->forked) {
         poller->counted.system_calls++;
         int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
@@ -193,14 +191,13 @@ void st_uring_acceptable(st_uring_listener *listener, int32_t result) {
 
 bool st_uring_listener_flush(st_uring_listener *listener) {
     st_uring *poller = poller_of(listener);
-    bool wanted = listener->accepting && !listener->unit.closing;
     if (listener->operation != ST_OP_NONE) {
-        if ((wanted && (!listener->flooded || listener->armed_poll)) || listener->cancelled)
+        if ((listener->accepting && (!listener->flooded || listener->armed_poll)) || listener->cancelled)
             return true;
         listener->cancelled = st_uring_cancel(poller, listener->operation);
         return listener->cancelled;
     }
-    if (!wanted || (listener->flooded && listener->held_count > 0))
+    if (!listener->accepting || (listener->flooded && listener->held_count > 0))
         return true;
     listener->armed_poll = listener->by_poll || listener->flooded;
     if (listener->armed_poll)
