@@ -178,6 +178,7 @@ async def until_it_looks(loop) -> str:
     raise AssertionError(f"{spare:.1f} CPUs spare ({most_spare:.1f} seen), {caught} of {caught + missed} waits short")
 
 
+@pytest.mark.quiet
 def test_dense_requests_are_looked_for_and_silence_is_not(loop):
     """One client that asks as soon as it has its answer, while a CPU is spare; and then nobody."""
 

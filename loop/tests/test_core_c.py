@@ -133,9 +133,9 @@ def test_io_uring(program: str, variant: str, build: Callable[[str, str], Path],
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("program", ["test_adapt", "test_machine"])
-def test_control(program: str, variant: str, build: Callable[[str, str], Path]) -> None:
-    """When a loop looks before it sleeps and waits for several events; no poller is needed for that."""
+@pytest.mark.parametrize("program", ["test_adapt", "test_machine", "test_queue"])
+def test_without_a_poller(program: str, variant: str, build: Callable[[str, str], Path]) -> None:
+    """When a loop looks before it sleeps and waits for several events; its queues."""
     run(build(program, variant), "epoll")
 
 

@@ -19,6 +19,20 @@ int st_queue_grow(st_queue *queue) {
     return 0;
 }
 
+int st_queue_move(st_queue *from, st_queue *to) {
+    if (!to->count) { /* the usual case, and as quick for thousands as for one */
+        st_queue empty = *to;
+        *to = *from;
+        *from = empty;
+        return 0;
+    }
+    while (from->count) {
+        if (st_queue_push(to, st_queue_at(from, 0))) return -ENOMEM;
+        st_queue_pop(from);
+    }
+    return 0;
+}
+
 void st_queue_free(st_queue *queue) {
     free(queue->items);
     *queue = (st_queue){0};

@@ -12,6 +12,7 @@ typedef struct st_queue {
 } st_queue;
 
 int st_queue_grow(st_queue *); /* 0 or -ENOMEM */
+int st_queue_move(st_queue *from, st_queue *to); /* behind what `to` has; 0, or -ENOMEM and the rest stays */
 void st_queue_free(st_queue *);
 
 static inline int st_queue_push(st_queue *queue, void *item) {

@@ -414,16 +414,17 @@ cdef class LoopCore(Clock):
 
     cdef int take_inbox(self) except -1:
         cdef Handle handle
-        cdef void *item
-        while True:
-            pthread_mutex_lock(&self.lock)
-            item = st_queue_pop(&self.inbox)
-            pthread_mutex_unlock(&self.lock)
-            if item == NULL:
-                return 0
-            handle = <Handle>item
-            Py_DECREF(handle)  # the inbox's reference
-            self.push(handle)
+        cdef int error
+        pthread_mutex_lock(&self.lock)
+        error = st_queue_move(&self.inbox, &self.ready)
+        pthread_mutex_unlock(&self.lock)
+        if error:
+            raise MemoryError
+        while self.order is not None and self.ready.count:
+            handle = <Handle>st_queue_pop(&self.ready)
+            Py_DECREF(handle)  # the queue's reference
+            self.push_ordered(handle)
+        return 0
 
     cdef int take_due_timers(self) except -1:
         cdef double end_s = self.now_s() + CLOCK_RESOLUTION_S

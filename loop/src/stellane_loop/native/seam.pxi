@@ -107,6 +107,7 @@ cdef extern from "core/st_queue.h":
     int st_queue_push(st_queue *, void *) noexcept
     void *st_queue_pop(st_queue *) noexcept
     void *st_queue_at(const st_queue *, size_t) noexcept
+    int st_queue_move(st_queue *, st_queue *) noexcept
     void st_queue_free(st_queue *) noexcept
 
 
