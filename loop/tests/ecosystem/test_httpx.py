@@ -33,10 +33,12 @@ async def serve(reached: asyncio.Semaphore, reader: asyncio.StreamReader, writer
                 return
             lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             left = int(lengths[0].partition(b":")[2]) if lengths else 0
+            pieces = []
+            while left:  # all of it: httpcore reads nothing while it sends, and would be stuck with a server that waits
+                pieces.append(await reader.readexactly(min(left, 1 << 16)))
+                left -= len(pieces[-1])
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            while left:
-                data = await reader.read(min(left, 1 << 16))
-                left -= len(data)
+            for data in pieces:
                 writer.writelines([b"%x\r\n" % len(data), data, b"\r\n"])
                 await writer.drain()
             writer.write(b"0\r\n\r\n")
