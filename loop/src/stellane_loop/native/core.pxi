@@ -250,9 +250,9 @@ cdef class LoopCore(Clock):
         """Run callback(*args) when loop.time() has reached `when`."""
         if when is None:
             raise TypeError("when cannot be None")
-        return self.at(<double>when, callback, args, context, "call_at")
+        return self.at(<double>when, callback, args, context, "call_at", type(when) is int)
 
-    cdef at(self, double when, callback, tuple args, context, str name):
+    cdef at(self, double when_s, callback, tuple args, context, str name, bint whole=False):
         cdef TimerHandle handle
         self.check_open()
         if self._debug_mode:
@@ -263,11 +263,11 @@ cdef class LoopCore(Clock):
         handle.args = args
         handle._loop = self
         handle._context = PyContext_CopyCurrent() if context is None else context
-        handle._when = when
+        handle.when_s, handle.whole = when_s, whole
         handle.timer.item = <void *>handle
         if self._debug_mode:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
-        if st_timers_add(&self.timers, &handle.timer, when):
+        if st_timers_add(&self.timers, &handle.timer, when_s):
             raise MemoryError
         Py_INCREF(handle)
         return handle
@@ -431,8 +431,8 @@ cdef class LoopCore(Clock):
         cdef TimerHandle handle
         while self.timers.count and self.timers.slots[0].when_s < end_s:
             handle = <TimerHandle>self.timers.slots[0].timer.item
-            if self.measuring and end_s - handle._when > self.measures.lag_max_s:
-                self.measures.lag_max_s = end_s - handle._when
+            if self.measuring and end_s - handle.when_s > self.measures.lag_max_s:
+                self.measures.lag_max_s = end_s - handle.when_s
             st_timers_remove(&self.timers, &handle.timer)
             Py_DECREF(handle)  # the heap's reference
             self.push(handle)
