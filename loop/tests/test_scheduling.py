@@ -83,6 +83,15 @@ def test_cancelled_timers_leave_the_heap_and_the_rest_stays_in_order(loop):
     assert seen == sorted(set(handles) - set(gone))
 
 
+def test_a_timer_shows_the_time_as_it_was_given(loop):
+    """aiohttp rounds timeouts up to whole seconds, and its tests look for an int."""
+    for given in (1 << 40, 2.0**40 + 0.5):
+        timer = loop.call_at(given, pytest.fail)
+        assert [(type(when), when) for when in (timer.when(), timer._when)] == [(type(given), given)] * 2
+        assert f"when={given}" in repr(timer)
+        timer.cancel()
+
+
 @pytest.mark.parametrize("delay_s", [1e18, float("inf"), 400 * 24 * 3600.0])
 def test_huge_delays_neither_fire_nor_overflow(loop, delay_s):
     loop.call_later(delay_s, pytest.fail, "a timer fired ages too early")

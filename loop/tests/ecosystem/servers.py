@@ -29,10 +29,16 @@ class Address:
     socket_directory: Path
 
 
-def free_port() -> int:
-    """A TCP port of the loopback that nobody has at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A TCP port of the loopback on which nobody listens, and that the kernel gives to nobody else meanwhile.
+
+    A server that sets SO_REUSEADDR, as all do, can listen on it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def program(name: str, package: str, directories: str = "") -> Path:
@@ -105,7 +111,7 @@ def postgresql(certificate: bytes, key: bytes) -> Iterator[Address]:
     """A server with TLS and one superuser, `stellane`, whom it trusts."""
     initdb = program("initdb", "postgresql", POSTGRESQL_DIRECTORIES)
     owner = unprivileged()
-    with directory(owner) as place:
+    with directory(owner) as place, held_port() as port:
         data = place / "data"
         made = subprocess.run(
             [initdb, "-D", data, "-U", "stellane", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
@@ -121,7 +127,6 @@ def postgresql(certificate: bytes, key: bytes) -> Iterator[Address]:
             path.chmod(0o600)
             if owner:
                 os.chown(path, owner["user"], owner["group"])
-        port = free_port()
         settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": place, "ssl": "on"}
         settings |= {"fsync": "off", "max_connections": 50}  # it lives as long as the test
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -139,8 +144,7 @@ def postgresql(certificate: bytes, key: bytes) -> Iterator[Address]:
 def redis_server() -> Iterator[Address]:
     """A server that keeps nothing."""
     executable = program("redis-server", "redis-server")
-    with directory({}) as place:
-        port = free_port()
+    with directory({}) as place, held_port() as port:
         options = ["--bind", "127.0.0.1", "--port", str(port), "--unixsocket", place / "redis.sock", "--save", ""]
         with serving([executable, *options, "--dir", place], place / "log", answers(port)):
             yield Address(port, place)

@@ -23,7 +23,7 @@ class App:
 
     def __init__(self) -> None:
         self.lifespan: list[str] = []
-        self.left = asyncio.Event()
+        self.waiting, self.left = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -34,7 +34,7 @@ class App:
             return
         if scope["path"] == "/wait":
             while (await receive())["type"] != "http.disconnect":
-                pass
+                self.waiting.set()
             self.left.set()
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -120,7 +120,7 @@ def test_a_client_that_leaves_is_noticed(run: Run, parser: str) -> None:
         async with served(app, parser) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
-            await asyncio.sleep(0.05)
+            await app.waiting.wait()  # aborted earlier it might never be a request
             writer.transport.abort()
             await app.left.wait()
             assert await post(port, b"next") == [b"next"]

@@ -291,8 +291,8 @@ cdef class LoopCore(Scheduling):
         cdef TimerHandle handle
         while self.timers.count and self.timers.slots[0].when_s < end_s:
             handle = <TimerHandle>self.timers.slots[0].timer.item
-            if self.measuring and end_s - handle._when > self.measures.lag_max_s:
-                self.measures.lag_max_s = end_s - handle._when
+            if self.measuring and end_s - handle.when_s > self.measures.lag_max_s:
+                self.measures.lag_max_s = end_s - handle.when_s
             st_timers_remove(&self.timers, &handle.timer)
             Py_DECREF(handle)  # the heap's reference
             self.push(handle)

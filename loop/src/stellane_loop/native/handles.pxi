@@ -97,11 +97,16 @@ cdef class TimerHandle(Handle):
     """A callback to be run at a time of the loop's clock (as `asyncio.TimerHandle`)."""
 
     cdef st_timer timer
-    cdef readonly double _when
+    cdef double when_s
+    cdef bint whole  # it was given as an int, and is shown as one: aiohttp rounds its timeouts up to whole seconds
 
     @property
     def _scheduled(self):
         return self.timer.place != 0
+
+    @property
+    def _when(self):
+        return int(self.when_s) if self.whole else self.when_s
 
     def when(self):
         """The time, in seconds of loop.time()."""

@@ -130,9 +130,9 @@ cdef class Scheduling(Clock):
         """Run callback(*args) when loop.time() has reached `when`."""
         if when is None:
             raise TypeError("when cannot be None")
-        return self.at(<double>when, callback, args, context, "call_at")
+        return self.at(<double>when, callback, args, context, "call_at", type(when) is int)
 
-    cdef at(self, double when, callback, tuple args, context, str name):
+    cdef at(self, double when_s, callback, tuple args, context, str name, bint whole=False):
         cdef TimerHandle handle
         self.check_open()
         if self._debug_mode:
@@ -143,11 +143,11 @@ cdef class Scheduling(Clock):
         handle.args = args
         handle._loop = self
         handle._context = PyContext_CopyCurrent() if context is None else context
-        handle._when = when
+        handle.when_s, handle.whole = when_s, whole
         handle.timer.item = <void *>handle
         if self._debug_mode:
             handle._source_traceback = format_helpers.extract_stack(sys._getframe(0))
-        if st_timers_add(&self.timers, &handle.timer, when):
+        if st_timers_add(&self.timers, &handle.timer, when_s):
             raise MemoryError
         Py_INCREF(handle)
         return handle
