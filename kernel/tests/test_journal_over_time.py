@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,6 @@ from stellane.recovery.journal import Journal
 from stellane.recovery.record import walk
 from stellane.testing.journal_records import make_request
 from stellane.testing.plain_journal import PlainJournal
-
-
-@pytest.fixture
-def opened() -> Iterator[list[Journal]]:
-    """Journals to close, as a crash does, when the test has ended."""
-    journals: list[Journal] = []
-    yield journals
-    for journal in journals:
-        journal.close(clean=False)
-
-
-@pytest.fixture
-def open_journal(tmp_path: Path, opened: list[Journal]) -> Any:
-    """Open the test's journal; the one opened before ends as in a crash."""
-
-    def do(engine: PlainJournal | None = None, **options: Any) -> Journal:
-        for journal in opened:
-            journal.close(clean=False)
-        journal = Journal.open(tmp_path / "w0", engine_name="plain", engine=engine or PlainJournal(), **options)
-        opened.append(journal)
-        return journal
-
-    return do
 
 
 def states(journal: Journal) -> dict[int, EntryState]:
