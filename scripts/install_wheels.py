@@ -1,7 +1,7 @@
 """Install distributions of this repository as wheels, as a user would: install_wheels.py FOLDER[EXTRA]...
 
 Wheels are built from copies, without isolation, and kept in .tox/wheels by Python and content: the
-environments of the matrix share them, and two that run at once do not build in one folder. Run it with the
+environments of the matrix share them, and what two that run at once want is built once. Run it with the
 Python of the environment to install into; what the distributions build with must be there.
 """
 
@@ -37,23 +37,23 @@ def wheel_of(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         copy = shutil.copytree(folder, Path(scratch) / folder.name, ignore=MADE)
         kept = WHEELS / content(copy)
-        if not kept.is_dir():
-            built = Path(scratch) / "wheels"
-            command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
-            subprocess.run(command, check=True)
-            shutil.copytree(built, WHEELS / f"{kept.name}.new", dirs_exist_ok=True)
-            (WHEELS / f"{kept.name}.new").rename(kept)
+        with kept.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.is_dir():
+                built = Path(scratch) / "wheels"
+                command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built), str(copy)]
+                subprocess.run(command, check=True)
+                shutil.copytree(built, kept.with_suffix(".new"), dirs_exist_ok=True)
+                kept.with_suffix(".new").rename(kept)
     return next(kept.glob("*.whl"))
 
 
 def main(arguments: list[str]) -> None:
     wanted = []
     WHEELS.mkdir(parents=True, exist_ok=True)
-    with (WHEELS / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for argument in arguments:
-            folder, bracket, extra = argument.partition("[")
-            wanted.append(f"{wheel_of(ROOT / folder)}{bracket}{extra}")
+    for argument in arguments:
+        folder, bracket, extra = argument.partition("[")
+        wanted.append(f"{wheel_of(ROOT / folder)}{bracket}{extra}")
     # Twice: pip takes a wheel of a version that is installed for installed, and what they depend on is not ours.
     subprocess.run([*PIP, "install", *wanted], check=True)
     subprocess.run([*PIP, "install", "--no-deps", "--force-reinstall", *wanted], check=True)
