@@ -80,10 +80,13 @@ static void test_write_sync_read(void) {
     for (double until = now_s() + 10; self->files_done == 5 && now_s() < until;)
         told += turn(poller, 50);
     CHECK(told > 0); /* a turn counts what it tells */
-    turn(poller, 0);
-    double begin = now_s(); /* with nothing under way a turn sleeps as ever */
-    turn(poller, 50);
-    CHECK(now_s() - begin > 0.04);
+    bool slept = false; /* with nothing under way turns sleep as ever, once word of what was found already has come too */
+    for (int i = 0; i < 5 && !slept; i++) {
+        double begin = now_s();
+        turn(poller, 50);
+        slept = now_s() - begin > 0.04;
+    }
+    CHECK(slept);
     free_owner(self);
     free(data);
     free(got);
