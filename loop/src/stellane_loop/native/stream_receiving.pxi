@@ -91,7 +91,7 @@ cdef class StreamReceiver(StreamWriter):
                     self.lend_bytes = LEND_BYTES_FIRST
                     self.small_receives = 0
                     self.read_on()
-                self.hand_over(PyBytes_FromStringAndSize(data, n))
+                self.hand_over_copy(data, n)
         except BaseException as exc:
             self.protocol_failed(
                 exc,
@@ -109,6 +109,11 @@ cdef class StreamReceiver(StreamWriter):
     cdef inline int hand_over(self, bytes received) except -1:
         # A protocol may get its data_received only after it was connected.
         return self.call_protocol(self.on_bytes if self.on_bytes is not None else self.protocol.data_received, received)
+
+    cdef inline int hand_over_copy(self, char *data, ssize_t n) except -1:
+        if self.reader is not None and not self.loop.timed and feed_reader(self.reader, self.reader_bytes_max, data, n):
+            return 0
+        return self.hand_over(PyBytes_FromStringAndSize(data, n))
 
     cdef bytes take_lent(self, ssize_t n):
         """The first n bytes of what was lent, as an object of their own; adapts to their number."""

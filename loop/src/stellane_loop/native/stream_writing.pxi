@@ -13,6 +13,8 @@ cdef class StreamWriter(Owned):
     cdef object sock               # made when asked for, when the connection was accepted
     cdef object protocol
     cdef object on_bytes           # protocol.data_received, or None for a BufferedProtocol
+    cdef object reader             # a weak reference to the StreamReader that is fed without the protocol, or None
+    cdef Py_ssize_t reader_bytes_max
     cdef object context
     cdef object server
     cdef dict extra

@@ -31,6 +31,7 @@ cdef class StreamTransport(StreamReceiver):
             on_bytes is None and hasattr(protocol, "get_buffer")
         )
         self.on_bytes = None if self.buffered else on_bytes
+        self.reader = reader_of(protocol, &self.reader_bytes_max)
 
     cdef int begin(self, waiter, bint below_poll) except -1:
         """connection_made, then the first read. Whoever is not below the poll is a callback, and timed as one."""
@@ -249,7 +250,7 @@ cdef class StreamTransport(StreamReceiver):
         return 0
 
     cdef int end(self) except -1:
-        self.protocol = self.on_bytes = None
+        self.protocol = self.on_bytes = self.reader = None
         cdef bint lent = self.loop.streams.get(self._sock_fd) is not self
         if not lent:
             del self.loop.streams[self._sock_fd]
