@@ -34,18 +34,21 @@ class Judgement:
 
 
 def exceptions(suite: str, loop: str, python: str = "", file: Path = FILE) -> dict[str, str]:
-    """Test id -> reason, of the entries that hold for this loop and this Python (default: the running one).
+    """Test id -> reason, of the entries that hold for this loop and this Python.
 
-    ValueError for an entry without a reason or with a key that does not exist.
+    `python` is "3.13" or "3.13.2", by default the running one. ValueError for an entry without a reason or with a key
+    that does not exist.
     """
-    python = python or f"{sys.version_info.major}.{sys.version_info.minor}"
+    release = [int(part) for part in python.split(".")] if python else list(sys.version_info[:3])
+    minor = ".".join(map(str, release[:2]))
     held: dict[str, str] = {}
     for entry in tomllib.loads(file.read_text()).get(suite, []):
-        if unknown := set(entry) - {"test", "reason", "loops", "pythons"}:
+        if unknown := set(entry) - {"test", "reason", "loops", "pythons", "since"}:
             raise ValueError(f"{file}: {entry.get('test')}: unknown keys {sorted(unknown)}")
         if not entry.get("test") or not entry.get("reason", "").strip() or not entry.get("loops"):
             raise ValueError(f"{file}: {entry}: test, loops and reason are all needed")
-        if loop in entry["loops"] and python in entry.get("pythons", [python]):
+        since = [int(part) for part in entry.get("since", "0").split(".")]
+        if loop in entry["loops"] and minor in entry.get("pythons", [minor]) and release >= since:
             held[entry["test"]] = entry["reason"]
     return held
 

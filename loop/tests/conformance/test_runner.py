@@ -94,6 +94,10 @@ def test_exceptions_hold_for_the_loops_and_pythons_they_name(tmp_path: Path) -> 
     assert exceptions("cases", "io_uring", "3.12", file) == {}
     assert exceptions("cases", "epoll", "3.13", file) == {}
     assert exceptions("package", "epoll", "3.12", file) == {}
+    file.write_text('[[cases]]\ntest = "A.x"\nreason = "why"\nloops = ["epoll"]\nsince = "3.13.2"\n')
+    releases = ("3.12.9", "3.13.1", "3.13.2", "3.13.10", "3.14.0")
+    held = [release for release in releases if exceptions("cases", "epoll", release, file)]
+    assert held == ["3.13.2", "3.13.10", "3.14.0"]
 
 
 @pytest.mark.parametrize("entry", ['reason = ""', 'python = ["3.13"]'])

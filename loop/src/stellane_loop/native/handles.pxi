@@ -18,7 +18,8 @@ cdef class Handle:
 
     def cancel(self):
         """Do not run it. Harmless when it has run or was cancelled before."""
-        self.cancel_now()
+        with cython.critical_section(self):
+            self.cancel_now()
 
     cdef int cancel_now(self) except -1:
         if self._cancelled:
@@ -52,6 +53,8 @@ cdef class Handle:
             self.run()
 
     cdef int run(self) except -1:
+        if stl_free_threaded:
+            return self.run_taken()
         try:
             if self.args is not None:
                 stl_call(self._context, self._callback, self.args)
@@ -59,6 +62,21 @@ cdef class Handle:
                 stl_call_two(self._context, self._callback, self.first, self.second)
             else:
                 stl_call_one(self._context, self._callback, self.first)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.report(exc)
+        return 0
+
+    cdef int run_taken(self) except -1:
+        """As run, where another thread may cancel it meanwhile: what is called is held first."""
+        cdef tuple args
+        with cython.critical_section(self):
+            if self._cancelled:
+                return 0
+            callback, args = self._callback, self._args
+        try:
+            stl_call(self._context, callback, args)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

@@ -9,7 +9,7 @@ cdef class Scheduling(Clock):
     cdef st_poller *poller
     cdef st_queue ready
     cdef st_timers timers
-    cdef st_queue inbox           # handles from other threads
+    cdef st_queue inbox           # handles from other threads; without a lock of the interpreter, and of a loop that does not run, all
     cdef pthread_mutex_t lock     # guards inbox, sleeping and the poller's wake against its end; see stl_lock
     cdef bint sleeping            # the loop waits, or is about to: whoever adds to the inbox wakes it
     cdef unsigned long running_in # the thread that runs the loop; 0: not running
@@ -40,11 +40,31 @@ cdef class Scheduling(Clock):
         return handle
 
     cdef inline int push(self, Handle handle) except -1:
+        if stl_free_threaded and self.running_in == 0:
+            return self.push_shared(handle, False)
         if self.order is not None:
             return self.push_ordered(handle)
         if st_queue_push(&self.ready, <void *>handle):
             raise MemoryError
         Py_INCREF(handle)
+        return 0
+
+    cdef int push_shared(self, Handle handle, bint while_open) except -1:
+        """For what other threads may do at the same time: while the loop does not run, that is all that is scheduled."""
+        cdef int error
+        stl_lock(&self.lock)
+        error = while_open and self._closed
+        if not error:
+            error = st_queue_push(&self.inbox, <void *>handle)
+            if not error:
+                Py_INCREF(handle)
+                if self.sleeping:
+                    self.sleeping = False
+                    self.poller.ops.wake(self.poller)
+        stl_unlock(&self.lock)
+        if error:
+            self.check_open()
+            raise MemoryError
         return 0
 
     cdef int push_ordered(self, Handle handle) except -1:
@@ -85,28 +105,15 @@ cdef class Scheduling(Clock):
     def call_soon_threadsafe(self, callback, __first=NOT_GIVEN, __second=NOT_GIVEN, *args, context=None):
         """As call_soon, from any thread or signal handler; wakes the loop if it waits."""
         cdef Handle handle
-        cdef int error
         self.check_open()
         if self._debug_mode:
             (<object>self)._check_callback(callback, "call_soon_threadsafe")
         handle = self.handle_of(callback, __first, __second, args, context)
-        # Before the loop runs the order of all that is scheduled is kept, where one lock guards it anyway.
+        # Before the loop runs, the order of all that is scheduled is kept.
         if self.running_in == PyThread_get_thread_ident() or (self.running_in == 0 and not stl_free_threaded):
             self.push(handle)
-            return handle
-        stl_lock(&self.lock)
-        error = self._closed
-        if not error:
-            error = st_queue_push(&self.inbox, <void *>handle)
-            if not error:
-                Py_INCREF(handle)
-                if self.sleeping:
-                    self.sleeping = False
-                    self.poller.ops.wake(self.poller)
-        stl_unlock(&self.lock)
-        if error:
-            self.check_open()
-            raise MemoryError
+        else:
+            self.push_shared(handle, True)
         return handle
 
     def _add_callback(self, handle):
@@ -117,8 +124,10 @@ cdef class Scheduling(Clock):
         self._add_callback(handle)
 
     def _write_to_self(self):
+        stl_lock(&self.lock)
         if not self._closed:
             self.poller.ops.wake(self.poller)
+        stl_unlock(&self.lock)
 
     def call_later(self, delay, callback, *args, context=None):
         """Run callback(*args) once `delay` seconds have passed."""

@@ -133,7 +133,7 @@ cdef class ObservedTurns(FileOperations):
             starved=counted.starved,
             overflows=counted.overflows,
             in_flight=counted.in_flight,
-            ready=self.ready.count + (0 if self.order is None else len(self.order)),
+            ready=self.ready.count + self.inbox.count + (0 if self.order is None else len(self.order)),
             timers=self.timers.count,
             open=self.open_count,
             callbacks=self.measures.callbacks,
