@@ -45,6 +45,17 @@ def test_the_cause_is_reported_and_the_request_finished(how: str, stellane: Any,
     assert entry["state"] == "done"
 
 
+def test_a_replay_that_a_stop_cuts_off_does_not_count(stellane: Any, tmp_path: Path) -> None:
+    """A restart in the middle of a long replay says nothing about the request: it is pending, with no attempt."""
+    server = stellane("deadly_app.py:server", environ={"STELLANE_SHUTDOWN_GRACEFUL_TIMEOUT_S": "0.1"})
+    put(server.url, "/kill?long=1")
+    server.wait_for("a long replay has begun")
+    assert server.stop() == 0
+    assert "the stop cut off a replay" in server.output
+    (entry,) = journal(tmp_path)
+    assert (entry["state"], entry["attempts"]) == ("pending", 0)
+
+
 def test_a_request_that_always_kills_becomes_a_dead_letter(stellane: Any, tmp_path: Path) -> None:
     """At most max_recovery_attempts replays, each counted by its own crash; then it is kept and shown."""
     server = stellane(

@@ -28,6 +28,7 @@ from stellane.recovery.directory import JournalDirectory, open_directory
 from stellane.recovery.ledger import Ledger, LedgerEntry
 from stellane.recovery.payload import (
     TRACESTATE_BYTES_MAX,
+    AttemptCutOff,
     AttemptEnded,
     AttemptStarted,
     Clean,
@@ -229,6 +230,11 @@ class Journal:
         ended = AttemptEnded(entry.entry_id, len(entry.attempts), _reason(error))
         self._append(RecordType.ATTEMPT_FAILED, encode_payload(ended))
         entry.end_attempt(ended.error)
+
+    def attempt_cut_off(self, entry: LedgerEntry) -> None:
+        """The stop of this worker ended the replay that runs: it does not count, and the request is pending again."""
+        self._append(RecordType.ATTEMPT_CUT_OFF, encode_payload(AttemptCutOff(entry.entry_id, len(entry.attempts))))
+        entry.take_attempt_back()
 
     def dead(self, entry: LedgerEntry, reason: str) -> None:
         """Give the request up; it is kept as a dead letter."""

@@ -109,6 +109,13 @@ class AttemptEnded(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_
     error: str = ""
 
 
+class AttemptCutOff(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_id": "e", "number": "n"}):
+    """ATTEMPT_CUT_OFF: the stop of its worker ended a replay; it does not count, and the request waits again."""
+
+    entry_id: int
+    number: int
+
+
 class Responding(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_id": "e", "status": "s"}):
     """RESP: the first response byte is about to leave."""
 
@@ -161,7 +168,16 @@ class Clean(msgspec.Struct, gc=False):
 
 
 Payload: TypeAlias = (
-    JournaledRequest | AttemptStarted | AttemptEnded | Responding | Ending | Mark | Snapshot | SnapshotEnd | Clean
+    JournaledRequest
+    | AttemptStarted
+    | AttemptEnded
+    | AttemptCutOff
+    | Responding
+    | Ending
+    | Mark
+    | Snapshot
+    | SnapshotEnd
+    | Clean
 )
 
 _DECODERS: dict[RecordType, msgspec.msgpack.Decoder[Any]] = {
@@ -177,6 +193,7 @@ _DECODERS: dict[RecordType, msgspec.msgpack.Decoder[Any]] = {
     RecordType.SNAP: msgspec.msgpack.Decoder(Snapshot),
     RecordType.SNAP_END: msgspec.msgpack.Decoder(SnapshotEnd),
     RecordType.CLEAN: msgspec.msgpack.Decoder(Clean),
+    RecordType.ATTEMPT_CUT_OFF: msgspec.msgpack.Decoder(AttemptCutOff),
 }
 
 encode_payload = msgspec.msgpack.Encoder().encode

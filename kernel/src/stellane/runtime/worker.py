@@ -220,6 +220,7 @@ class Worker:
             crashes=self._crashes,
             run=spine.start,
             hooks=self.factory.pm.hook,
+            stopping=lambda: spine.cancelled,
         )
 
     def _close_journals(self) -> None:
