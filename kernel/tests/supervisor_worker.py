@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from stellane.supervisor.messages import Failed, Ready, WorkerSpec, read_spec, send_message
+from stellane.supervisor.messages import EXIT_JOURNAL, Failed, Leaving, Ready, WorkerSpec, read_spec, send_message
 from stellane.supervisor.parent_death import die_with_parent
 
 
@@ -78,6 +78,12 @@ class LineWorker:
                 stream.flush()
                 self.busy -= 1
 
+    def leave(self, how: str) -> None:
+        self.listener.close()
+        while self.busy or how == "never":
+            time.sleep(0.01)
+        os._exit(EXIT_JOURNAL)
+
     def answer(self, verb: str, rest: str) -> Any:
         match verb:
             case "who":
@@ -92,6 +98,10 @@ class LineWorker:
             case "babble":
                 self.control.sendall(b"not a message\n")
                 return "babbled"
+            case "leave":
+                send_message(self.control, Leaving(reason="the disk is bad"))
+                threading.Thread(target=self.leave, args=(rest,)).start()
+                return self.spec.slot
             case "eat":
                 hold = []
                 while True:

@@ -275,6 +275,31 @@ def test_a_failure_later_on_is_tried_again(launch: Launch) -> None:
     assert site.lines("failed") == []
 
 
+def test_workers_that_leave_together_are_replaced_and_refuse_nobody(launch: Launch) -> None:
+    """As when the disk of all their journals fails: who connects meanwhile waits for a successor."""
+    site = launch(runtime={"worker_threads": 2})
+    left: list[int | None] = []  # None: accepted by one that was on its way out
+
+    def leave() -> list[dict[str, Any]]:
+        left.append(site.ask("leave"))
+        return site.lines("worker died")
+
+    poll(lambda: leave() and {0, 1} <= set(left), "the end of both")
+    poll(lambda: (answer := site.ask("who")) and answer["start_number"] >= 2, "an answer of a successor")
+    assert site.wait_line("worker leaves and will be replaced")["reason"] == "the disk is bad"
+    # Young deaths in a row are bounded like any others.
+    poll(lambda: any(death["restart_in_s"] for death in leave()), "a back-off")
+    assert {death["cause"] for death in site.lines("worker died")} == {"exited with code 74 (its journal failed)"}
+
+
+def test_a_worker_that_leaves_and_does_not_end_is_killed(launch: Launch) -> None:
+    """Nobody has told it to stop, but it is overdue like one who was."""
+    site = launch(shutdown={"graceful_timeout_s": 0.1, "hard_timeout_s": 0.1})
+    site.ask("leave never")
+    assert site.wait_line("worker died")["cause"] == "killed by signal 9 (SIGKILL)"
+    assert site.ask("who")["start_number"] == 2
+
+
 def test_no_process_at_the_first_start_ends_with_71(launch: Launch, tmp_path: Path) -> None:
     site = launch(command=[str(tmp_path / "missing-python")], wait_ready=False)
     assert site.wait() == 71

@@ -13,18 +13,18 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-from stellane.abc.journal import Durability, EngineStatistics, Gap, JournalEngine
+from stellane.abc.journal import Durability, Gap, JournalEngine
 from stellane.abc.recovery import EntryState
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned, JournalUnsupported
 from stellane.logging import get_logger
 from stellane.recovery.checker import Checker, ScanReport
 from stellane.recovery.directory import JournalDirectory, open_directory
+from stellane.recovery.journal_statistics import JournalStatistics
 from stellane.recovery.ledger import Ledger, LedgerEntry
 from stellane.recovery.payload import (
     TRACESTATE_BYTES_MAX,
@@ -63,21 +63,6 @@ _RESP = int(RecordType.RESP)
 _DONE = int(RecordType.DONE)
 
 
-@dataclass(frozen=True, slots=True)
-class JournalStatistics:
-    """A snapshot of one journal."""
-
-    entries: dict[str, int]
-    """Entries kept, by state."""
-    live_bytes: int
-    records_total: int
-    """Records written since it was opened."""
-    snapshots_total: int
-    epoch: int
-    poisoned: bool
-    engine: EngineStatistics
-
-
 class Journal:
     """One opened journal. Every method belongs to one thread; make it with `open`."""
 
@@ -96,6 +81,8 @@ class Journal:
         """What the scan at opening found."""
         self.poisoned: BaseException | None = None
         """The error that ended this journal, or None."""
+        self.on_poisoned: Callable[[BaseException], object] = lambda _error: None
+        """Told of that error, once, in the middle of the call that met it."""
         self.read_only = read_only
         self.closed = False
         self.epoch = 1
@@ -434,6 +421,7 @@ class Journal:
         self.poisoned = error
         self._refused = True
         self._lazy.clear()
+        self.on_poisoned(error)
         if isinstance(error, JournalPoisoned) or not isinstance(error, Exception):
             raise error
         raise JournalPoisoned(

@@ -4,8 +4,8 @@ Down: one WorkerSpec, the whole content of a memory file whose descriptor number
 gets as `--spec-fd`. It is not in the arguments or the environment because options of plugins
 may hold passwords, and both of those are readable in /proc.
 
-Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready or a
-Failed. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
+Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready, a Failed
+or a Leaving. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
 and the worker must exit.
 """
 
@@ -21,6 +21,9 @@ from stellane.recovery.context import CrashInfo
 
 LINE_BYTES_MAX = 1_048_576
 """Longest line a worker may send; a longer one is a broken worker, not a message."""
+
+EXIT_JOURNAL = 74
+"""Exit code of a worker that left because its journal failed; EX_IOERR of sysexits.h."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +72,14 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", tag_field=
     exit_code: int
 
 
-WorkerMessage = Ready | Failed
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving", tag_field="message"):
+    """The worker accepts no more connections, finishes what is in hand and exits; another may do better."""
+
+    reason: str
+    """For a person."""
+
+
+WorkerMessage = Ready | Failed | Leaving
 
 _encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(WorkerSpec)
@@ -101,7 +111,7 @@ def send_message(control: socket.socket, message: WorkerMessage) -> None:
     """Send one message from a worker; blocks until the kernel has it.
 
     Raises OSError (EPIPE, ECONNRESET) when the supervisor is gone. For the blocking call
-    `control` must not be non-blocking; start-up is the only time a worker sends anything.
+    `control` must not be non-blocking. Once it is, only what is short is sent, which the kernel takes at once.
     """
     control.sendall(_encoder.encode(message) + b"\n")
 

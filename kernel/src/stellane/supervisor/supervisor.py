@@ -22,7 +22,7 @@ from stellane.config import Config, LoadedConfig
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor import reports
 from stellane.supervisor.listeners import Listeners
-from stellane.supervisor.messages import Failed, Ready, WorkerSpec
+from stellane.supervisor.messages import Failed, Leaving, Ready, WorkerSpec
 from stellane.supervisor.oom import OomKillCounter
 from stellane.supervisor.processes import WORKER_COMMAND, WorkerProcess, spawn_worker
 from stellane.supervisor.restart import RestartPolicy
@@ -58,7 +58,7 @@ class Supervisor:
     Start: if a worker reports, before all have been ready once, that it cannot start, the rest
     is stopped and `run` returns its exit code; `on_failed` gets the report. A worker that dies
     without a word is started again after a back-off, then and later, without end (see
-    RestartPolicy); so is one that reports a failure later on.
+    RestartPolicy); so is one that reports a failure later on, and one that leaves by itself.
 
     Stop: SIGTERM and SIGINT mean the same. The workers get SIGTERM and then have
     drain_delay_s + graceful_timeout_s + hard_timeout_s of [shutdown] before SIGKILL; a second
@@ -195,6 +195,8 @@ class Supervisor:
         for message in messages:
             if isinstance(message, Ready):
                 self._on_worker_ready(slot, message)
+            elif isinstance(message, Leaving):
+                self._on_worker_leaving(slot, process, message)
             else:
                 self._on_worker_failed(slot, process, message)
 
@@ -221,6 +223,15 @@ class Supervisor:
             self._give_up(message)
         else:
             reports.worker_failed(slot.number, process.pid, message.kind, message.text)
+
+    def _on_worker_leaving(self, slot: Slot, process: WorkerProcess, message: Leaving) -> None:
+        if self._stopping:
+            return
+        # Nobody has told it to stop, so nobody else would see it hang while it does.
+        shutdown = self._config.shutdown
+        deadline_s = shutdown.graceful_timeout_s + shutdown.hard_timeout_s
+        slot.kill_at = time.monotonic() + deadline_s
+        reports.worker_leaving(slot.number, process.pid, message.reason, deadline_s)
 
     def _on_death(self, slot: Slot, process: WorkerProcess) -> None:
         self._selector.unregister(process.pidfd)
