@@ -18,6 +18,9 @@ from stellane.recovery.record import RecordType
 TRACESTATE_BYTES_MAX = 512
 """A longer tracestate is not journaled (W3C Trace Context section 3.3.1.5 asks to carry 512)."""
 
+REASON_CHARS_MAX = 4096
+"""What is kept of an error's text: an application may quote a whole body in one."""
+
 PRINCIPAL_FIELDS = ("authorization", "x-api-key", "x-auth-token", "proxy-authorization", "cookie")
 """Header fields that tell who is asking, the most telling first."""
 
@@ -203,3 +206,11 @@ def decode_payload(type_: RecordType, payload: bytes) -> Payload:
     """The content of a record. Raises msgspec.DecodeError when it does not fit the type."""
     content: Payload = _DECODERS[type_].decode(payload)
     return content
+
+
+def reason_text(text: object) -> str:
+    """What a record can hold of an application's words: text, encodable and of bounded length.
+
+    A number would make a record that no later scan can read, a lone surrogate none at all.
+    """
+    return str(text)[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
