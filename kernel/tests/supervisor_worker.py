@@ -1,8 +1,8 @@
 """The worker of test_supervisor.py: answers lines, and dies when told to.
 
 The target is `behaviour` or `behaviour:detail`: serve, stubborn (ignores SIGTERM), sour (exits
-with 5 when stopped), die (exits with 7 before it is ready), fail:N (slot 0 reports a failure in
-its Nth process), import:MODULE.
+with 5 when stopped), die (exits with 7 before it is ready), mute (the first process is never
+ready), fail:N (slot 0 reports a failure in its Nth process), import:MODULE.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class LineWorker:
     def run(self) -> None:
         if self.behaviour == "die":
             os._exit(7)
+        if self.behaviour == "mute" and self.spec.start_number == 1:
+            signal.pause()
         if self.behaviour == "fail" and self.spec.slot == 0 and self.spec.start_number == int(self.detail):
             send_message(self.control, Failed(kind="TargetError", text="nothing to serve", exit_code=3))
             sys.exit(3)

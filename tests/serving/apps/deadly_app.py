@@ -26,6 +26,9 @@ async def deadly(ctx: Context, req: Request) -> str:
         print("a long replay has begun", flush=True)
         await asyncio.sleep(60)
     how = req.params["how"]
+    if how == "hang":
+        while True:
+            pass
     if how == "segfault":
         ctypes.string_at(0)
     elif how == "abort":

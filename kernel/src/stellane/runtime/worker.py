@@ -34,7 +34,7 @@ from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.application import Application
 from stellane.runtime.spine import Spine
 from stellane.supervisor.adoption import find_adopted_slots
-from stellane.supervisor.messages import EXIT_JOURNAL
+from stellane.supervisor.messages import EXIT_JOURNAL, sign_interval_s
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STARTUP = 3
@@ -50,6 +50,7 @@ class Worker:
     error that kept the worker from it. `listeners` are bound, listening and non-blocking.
     With `on_leaving`, which is told why, a worker whose journal fails stops by itself and `run`
     returns EXIT_JOURNAL; without, nobody would replace it, and it refuses what must be journaled.
+    `on_turning` is called by the loop, every `sign_interval_s`, from then on.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Worker:
         on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
         on_failed: Callable[[BaseException], None] = lambda _error: None,
         on_leaving: Callable[[str], None] | None = None,
+        on_turning: Callable[[], None] | None = None,
         control: socket.socket | None = None,
     ) -> None:
         self.slot = slot
@@ -75,6 +77,7 @@ class Worker:
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._on_leaving = on_leaving
+        self._on_turning = on_turning
         self._control = control
         self._exit_code = 0
         self._stop = asyncio.Event()
@@ -148,6 +151,7 @@ class Worker:
             gc.freeze()
             hook.stellane_worker_started(worker=self)
             self._on_ready(self.facts())
+            self._tell_that_it_turns(loop)
             await self._stop.wait()
             hook.stellane_worker_stopping(worker=self)
             await self._drain(servers, spine)
@@ -274,6 +278,12 @@ class Worker:
             "durability": recovery.durability if self._policy is not None else "none",
             "pending": sum(len(journal.pending()) for journal in self._journals),
         }
+
+    def _tell_that_it_turns(self, loop: asyncio.AbstractEventLoop) -> None:
+        interval_s = sign_interval_s(self.config.runtime.hang_timeout_s)
+        if self._on_turning is not None and interval_s:
+            self._on_turning()
+            loop.call_later(interval_s, self._tell_that_it_turns, loop)
 
     def _supervisor_gone(self) -> None:
         assert self._control is not None

@@ -23,7 +23,16 @@ from stellane.config.loader import LoadedConfig, Origin
 from stellane.errors import StellaneError
 from stellane.runtime.placement import pin_to_cpu
 from stellane.runtime.worker import EXIT_STARTUP, Worker
-from stellane.supervisor.messages import Failed, Leaving, Ready, WorkerSpec, read_spec, send_message
+from stellane.supervisor.messages import (
+    DUMP_SIGNAL,
+    Failed,
+    Leaving,
+    Ready,
+    Turning,
+    WorkerSpec,
+    read_spec,
+    send_message,
+)
 from stellane.supervisor.parent_death import die_with_parent
 
 REASON_CHARS_MAX = 1000
@@ -39,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     # What SIGINT means is for the supervisor to say, also when somebody sends it to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
+    # Written by the signal's handler itself, also when a thread never lets go of the interpreter.
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     config = msgspec.convert(spec.config, Config)
     logging.configure(config.server.log_level, config.server.log_format)
     control = socket.socket(fileno=spec.control_fd)
@@ -64,6 +75,11 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
         with contextlib.suppress(OSError):
             send_message(control, Leaving(reason=_sendable(reason[:REASON_CHARS_MAX])))
 
+    def on_turning() -> None:
+        # A supervisor that has not read for so long will not kill anybody for want of one more.
+        with contextlib.suppress(OSError):
+            send_message(control, Turning())
+
     return Worker(
         LoadedConfig(config, origins),
         spec.target,
@@ -75,6 +91,7 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
         on_ready=on_ready,
         on_failed=on_failed,
         on_leaving=on_leaving,
+        on_turning=on_turning,
         control=control,
     )
 

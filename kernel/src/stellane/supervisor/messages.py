@@ -4,14 +4,15 @@ Down: one WorkerSpec, the whole content of a memory file whose descriptor number
 gets as `--spec-fd`. It is not in the arguments or the environment because options of plugins
 may hold passwords, and both of those are readable in /proc.
 
-Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready, a Failed
-or a Leaving. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
+Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready, a Failed,
+a Leaving or a Turning. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
 and the worker must exit.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import Any
 
@@ -24,6 +25,18 @@ LINE_BYTES_MAX = 1_048_576
 
 EXIT_JOURNAL = 74
 """Exit code of a worker that left because its journal failed; EX_IOERR of sysexits.h."""
+
+DUMP_SIGNAL = signal.SIGRTMIN + 7
+"""Has a worker write to standard error where each of its threads stands; one that no application is likely to use."""
+SIGNS_MIN = 4
+"""How often a worker speaks within runtime.hang_timeout_s, at least."""
+SIGN_S_MAX = 5.0
+"""The longest it is silent, seconds."""
+
+
+def sign_interval_s(hang_timeout_s: float) -> float:
+    """How often a worker says that its loop turns, seconds; 0 when nobody wants to know."""
+    return min(hang_timeout_s / SIGNS_MIN, SIGN_S_MAX)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +92,11 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving", tag_fiel
     """For a person."""
 
 
-WorkerMessage = Ready | Failed | Leaving
+class Turning(msgspec.Struct, frozen=True, kw_only=True, tag="turning", tag_field="message"):
+    """The worker's loop turns. Sent every `sign_interval_s` from Ready on."""
+
+
+WorkerMessage = Ready | Failed | Leaving | Turning
 
 _encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(WorkerSpec)

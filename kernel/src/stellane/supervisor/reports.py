@@ -48,6 +48,13 @@ def worker_leaving(slot: int, pid: int, reason: str, deadline_s: float) -> None:
     _log.error("worker leaves and will be replaced", slot=slot, pid=pid, reason=reason, deadline_s=deadline_s)
 
 
+def worker_hangs(slot: int, pid: int, silent_s: float, *, ready: bool) -> None:
+    """A worker is there and gives no sign: it is asked where it stands, and killed."""
+    key = "hang_timeout_s" if ready else "start_timeout_s"
+    what = "worker hangs: its loop does not turn" if ready else "worker does not get ready"
+    _log.error(f"{what}; where it stands is on standard error", slot=slot, pid=pid, silent_s=silent_s, limit=key)
+
+
 def spawn_failed(slot: int, error: OSError, restart_in_s: float) -> None:
     """The operating system did not make a process."""
     _log.error("worker process not created", slot=slot, error=str(error), restart_in_s=restart_in_s)
