@@ -1,8 +1,8 @@
 """The worker of test_supervisor.py: answers lines, and dies when told to.
 
 The target is `behaviour` or `behaviour:detail`: serve, stubborn (ignores SIGTERM), sour (exits
-with 5 when stopped), die (exits with 7 before it is ready), fail:N (slot 0 reports a failure in
-its Nth process), import:MODULE.
+with 5 when stopped), die (exits with 7 before it is ready), mute (the first process is never
+ready), fail:N (slot 0 reports a failure in its Nth process), import:MODULE.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from stellane.supervisor.messages import Failed, Ready, WorkerSpec, read_spec, send_message
+from stellane.supervisor.messages import EXIT_JOURNAL, Failed, Leaving, Ready, WorkerSpec, read_spec, send_message
 from stellane.supervisor.parent_death import die_with_parent
 
 
@@ -37,6 +37,8 @@ class LineWorker:
     def run(self) -> None:
         if self.behaviour == "die":
             os._exit(7)
+        if self.behaviour == "mute" and self.spec.start_number == 1:
+            signal.pause()
         if self.behaviour == "fail" and self.spec.slot == 0 and self.spec.start_number == int(self.detail):
             send_message(self.control, Failed(kind="TargetError", text="nothing to serve", exit_code=3))
             sys.exit(3)
@@ -78,6 +80,12 @@ class LineWorker:
                 stream.flush()
                 self.busy -= 1
 
+    def leave(self, how: str) -> None:
+        self.listener.close()
+        while self.busy or how == "never":
+            time.sleep(0.01)
+        os._exit(EXIT_JOURNAL)
+
     def answer(self, verb: str, rest: str) -> Any:
         match verb:
             case "who":
@@ -92,6 +100,10 @@ class LineWorker:
             case "babble":
                 self.control.sendall(b"not a message\n")
                 return "babbled"
+            case "leave":
+                send_message(self.control, Leaving(reason="the disk is bad"))
+                threading.Thread(target=self.leave, args=(rest,)).start()
+                return self.spec.slot
             case "eat":
                 hold = []
                 while True:

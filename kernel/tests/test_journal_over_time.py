@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from stellane.abc import EntryState
-from stellane.errors import JournalError
+from stellane.errors import JournalError, JournalFull
+from stellane.recovery import directory, quarantine
+from stellane.recovery import journal as journal_module
 from stellane.recovery.journal import Journal
 from stellane.recovery.record import walk
 from stellane.testing.journal_records import make_request
@@ -253,6 +256,81 @@ def test_a_torn_writers_epoch_is_not_used_again(open_journal: Any, tmp_path: Pat
     journal = open_journal()
     assert journal.report.torn is not None
     assert journal.epoch == 3
+
+
+class FullDisk:
+    """Takes the copies of damaged bytes in part, and then no more, for the next `full` of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = 1000
+        self.whole = 0
+        """Copies that it still takes."""
+        self.tries = 0
+        self._write = directory.write_new
+        monkeypatch.setattr(directory, "write_new", self.write_new)
+
+    def write_new(self, path: Path, content: bytes) -> None:
+        self.tries += 1
+        if self.full and not self.whole:
+            self.full -= 1
+            self._write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.whole -= 1
+        self._write(path, content)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 3])
+def test_without_space_for_copies_damage_stays_and_the_journal_opens(
+    open_journal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    """What is pending is known, nothing is written behind the damage, and with space everything is made good."""
+    journal = open_journal()
+    first, lost, second, torn = (journal.begin(make_request(number)) for number in range(4))
+    journal.close(clean=False)
+    raw = {damage(tmp_path, lost.entry_id), damage(tmp_path, torn.entry_id)}
+    file = tmp_path / "w0" / "engine" / "records"
+    before = file.read_bytes()
+    monkeypatch.setattr(quarantine, "RETRY_S", 0.0)
+    disk = FullDisk(monkeypatch)
+    disk.whole = taken
+    journal = open_journal()
+    assert [entry.entry_id for entry in journal.pending()] == [first.entry_id, second.entry_id]
+    for refused in (lambda: journal.begin(make_request(5)), lambda: journal.attempt(journal.pending()[0])):
+        with pytest.raises(JournalFull):
+            refused()
+    assert file.read_bytes() == before
+    monkeypatch.setattr(journal_module, "ROOM_BYTES_MIN", 0)
+    disk.full = 1  # so that it is made good by the snapshot that was to make room
+    added = journal.begin(make_request(6))
+    assert journal.statistics().snapshots_total == 1
+    # No try that failed has left a part, and what was kept before is not kept again.
+    kept = [path.read_bytes() for path in (tmp_path / "w0" / "quarantine").glob("*.bin")]
+    assert sorted(kept) == sorted(raw)
+    journal = open_journal()
+    assert (journal.report.torn, journal.report.corruption) == (None, [])
+    assert list(states(journal)) == [first.entry_id, second.entry_id, added.entry_id]
+
+
+def test_closing_without_space_for_copies_leaves_the_damage_to_the_next_opening(
+    open_journal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a closed journal stays closed. A full disk is not tried for each request."""
+    journal = open_journal()
+    entry = journal.begin(make_request(1))
+    journal.close(clean=False)
+    raw = damage(tmp_path, entry.entry_id)
+    disk = FullDisk(monkeypatch)
+    monkeypatch.setattr(quarantine, "RETRY_S", 60.0)
+    journal = open_journal()
+    for refused in [lambda: journal.begin(make_request(2))] * 10 + [journal.close]:
+        with pytest.raises(JournalFull):
+            refused()
+    assert disk.tries == 1
+    disk.full = 0
+    with pytest.raises(JournalError, match="closed"):
+        journal.begin(make_request(3))
+    journal = open_journal()
+    assert raw in [path.read_bytes() for path in journal.report.quarantined]
 
 
 def test_a_bad_quarantine_stops_the_repair(open_journal: Any, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class Bench:
         self.hooks = Hooks()
         self.policy = ReplayPolicy(("PUT",), 2)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
         journal = self._open(PlainJournal())
         for target in targets:
             journal.begin(JournaledRequest(target.decode(), 1, "PUT", target, []))
@@ -98,6 +99,12 @@ class Bench:
 
     def _open(self, engine: PlainJournal) -> Journal:
         return Journal.open(self.path, engine_name="plain", engine=engine)
+
+    def reopen(self) -> None:
+        """What the next worker of this slot opens."""
+        self.journal.close()
+        self.engine = Full()
+        self.journal = self._open(self.engine)
 
     def recover(self) -> None:
         """Run recovery to its end."""
@@ -119,6 +126,7 @@ class Bench:
             crashes=[],
             run=self._run,
             hooks=self.hooks,  # type: ignore[arg-type]
+            stopping=lambda: self.stopping,
         )
         return recover_all([replayer])
 
@@ -210,6 +218,69 @@ def test_a_stop_cancels_recovery_and_fails_no_attempt(tmp_path: Path) -> None:
     (entry,) = [entry for entry in bench.journal.entries() if entry.request.target == b"/slow"]
     assert [attempt.error for attempt in entry.attempts] == [""]
     assert bench.ends() == {b"/slow": "recovering", b"/suspect": "pending"}
+
+
+async def lets_it_out(_: Exchange) -> None:
+    """Is cancelled, and says so."""
+    await asyncio.sleep(PATIENCE_S)
+
+
+async def raises_for_it(_: Exchange) -> None:
+    """Makes an error of its own of the cancellation."""
+    try:
+        await asyncio.sleep(PATIENCE_S)
+    except asyncio.CancelledError:
+        raise RuntimeError("the database connection is gone") from None
+
+
+async def answers_500_for_it(exchange: Exchange) -> None:
+    """Makes an answer of it."""
+    try:
+        await asyncio.sleep(PATIENCE_S)
+    except asyncio.CancelledError:
+        exchange.respond(500, [], b"")
+
+
+def stop_during_a_replay(bench: Bench, *, refusals: int = 0) -> None:
+    """Run recovery until a handler runs, then cancel it and its requests, as a worker that stops does."""
+
+    async def main() -> None:
+        runs = len(bench.application.runs)
+        recovery = asyncio.get_running_loop().create_task(bench.recovering())
+        while len(bench.application.runs) == runs:
+            await asyncio.sleep(0)
+        bench.engine.refusals = refusals
+        bench.stopping = True
+        recovery.cancel()
+        for task in bench.tasks:
+            task.cancel()
+        await asyncio.wait([recovery, *bench.tasks], timeout=PATIENCE_S)
+        assert [task.exception() for task in bench.tasks if not task.cancelled()] in ([], [None])
+        bench.tasks.clear()
+        bench.stopping = False
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("handler", [lets_it_out, raises_for_it, answers_500_for_it])
+def test_a_replay_that_a_stop_cuts_off_does_not_count(tmp_path: Path, handler: Handler) -> None:
+    """More restarts than recovery.max_recovery_attempts during one long replay make no dead letter."""
+    bench = Bench(tmp_path, b"/long", handlers={b"/long": handler})
+    for _ in range(3):
+        stop_during_a_replay(bench)
+        bench.reopen()
+        assert [entry.attempts for entry in bench.journal.pending()] == [[]]
+    bench.application.handlers.clear()
+    bench.recover()
+    assert bench.ends() == {b"/long": "done"}
+
+
+def test_a_cut_off_replay_counts_when_that_cannot_be_recorded(tmp_path: Path) -> None:
+    """The stop goes on all the same."""
+    bench = Bench(tmp_path, b"/long", handlers={b"/long": lets_it_out})
+    stop_during_a_replay(bench, refusals=1)
+    bench.reopen()
+    assert [len(entry.attempts) for entry in bench.journal.pending()] == [1]
 
 
 @pytest.mark.parametrize("hook", ["recovering", "recovered", "dead_lettered"])

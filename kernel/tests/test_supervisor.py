@@ -25,6 +25,8 @@ from stellane.config import Config, RuntimeConfig, ShutdownConfig
 from stellane.supervisor.oom import find_counter_file
 
 DEADLINE_S = 15.0
+# The workers here do not tell that they are well.
+RUNTIME: dict[str, Any] = {"restart_delay_s": 0.05, "restart_delay_s_max": 0.4, "hang_timeout_s": 0.0}
 WORKER = Path(__file__).with_name("supervisor_worker.py")
 DRIVER = Path(__file__).with_name("supervisor_driver.py")
 
@@ -128,7 +130,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     ) -> Site:
         config = Config(
             server=msgspec.structs.replace(Config().server, port=0),
-            runtime=RuntimeConfig(**{"restart_delay_s": 0.05, "restart_delay_s_max": 0.4} | (runtime or {})),
+            runtime=RuntimeConfig(**RUNTIME | (runtime or {})),
             shutdown=ShutdownConfig(**{"graceful_timeout_s": 5.0} | (shutdown or {})),
         )
         worker = command or [sys.executable, str(WORKER)]
@@ -273,6 +275,47 @@ def test_a_failure_later_on_is_tried_again(launch: Launch) -> None:
     assert (report["slot"], report["kind"], report["error"]) == (0, "TargetError", "nothing to serve")
     assert site.wait_line("worker ready again")["start_number"] == 3
     assert site.lines("failed") == []
+
+
+def test_workers_that_leave_together_are_replaced_and_refuse_nobody(launch: Launch) -> None:
+    """As when the disk of all their journals fails: who connects meanwhile waits for a successor."""
+    site = launch(runtime={"worker_threads": 2})
+    left: list[int | None] = []  # None: accepted by one that was on its way out
+
+    def leave() -> list[dict[str, Any]]:
+        left.append(site.ask("leave"))
+        return site.lines("worker died")
+
+    poll(lambda: leave() and {0, 1} <= set(left), "the end of both")
+    poll(lambda: (answer := site.ask("who")) and answer["start_number"] >= 2, "an answer of a successor")
+    assert site.wait_line("worker leaves and will be replaced")["reason"] == "the disk is bad"
+    # Young deaths in a row are bounded like any others.
+    poll(lambda: any(death["restart_in_s"] for death in leave()), "a back-off")
+    assert {death["cause"] for death in site.lines("worker died")} == {"exited with code 74 (its journal failed)"}
+
+
+def test_a_worker_that_leaves_and_does_not_end_is_killed(launch: Launch) -> None:
+    """Nobody has told it to stop, but it is overdue like one who was."""
+    site = launch(shutdown={"graceful_timeout_s": 0.1, "hard_timeout_s": 0.1})
+    site.ask("leave never")
+    assert site.wait_line("worker died")["cause"] == "killed by signal 9 (SIGKILL)"
+    assert site.ask("who")["start_number"] == 2
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(launch: Launch) -> None:
+    """It was ready, and has said nothing since."""
+    site = launch(runtime={"hang_timeout_s": 0.2})
+    report = site.wait_line("worker hangs")
+    assert (report["pid"], report["limit"]) == (site.pids()[0], "hang_timeout_s")
+    assert report["silent_s"] >= 0.2
+    assert site.wait_line("worker died")["cause"] == "killed because it hung"
+    assert site.wait_line("worker ready again")["start_number"] == 2
+
+
+def test_a_worker_that_does_not_get_ready_is_killed_and_started_again(launch: Launch) -> None:
+    site = launch("mute", runtime={"start_timeout_s": 0.2}, wait_ready=False)
+    assert site.wait_line("worker does not get ready")["limit"] == "start_timeout_s"
+    assert site.wait_line("worker died")["cause"] == "killed because it hung"
 
 
 def test_no_process_at_the_first_start_ends_with_71(launch: Launch, tmp_path: Path) -> None:

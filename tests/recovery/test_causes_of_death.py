@@ -17,6 +17,7 @@ CAUSES = {
     "abort": "signal 6",
     "exit": "code 7",
     "kill": "signal 9",
+    "hang": r"in deadly(.*\n)*.*killed because it hung",
 }
 
 
@@ -35,14 +36,52 @@ def put(url: str, path: str) -> None:
 
 @pytest.mark.parametrize("how", CAUSES)
 def test_the_cause_is_reported_and_the_request_finished(how: str, stellane: Any, tmp_path: Path) -> None:
-    """The log names the signal or exit code; the replacement finishes the request."""
-    server = stellane("deadly_app.py:server")
+    """The log names the signal, the exit code, or where it hung; the replacement finishes the request."""
+    server = stellane(
+        "deadly_app.py:server", environ={"STELLANE_RUNTIME_HANG_TIMEOUT_S": "1" if how == "hang" else "0"}
+    )
     put(server.url, f"/{how}?once=1")
     server.wait_for(CAUSES[how])
     server.wait_for("request recovered")
+    if how == "hang":
+        assert server.output.count("killed because it hung") >= 2, "the successor was told"
     assert httpx.get(server.url).text == "alive"
     (entry,) = journal(tmp_path)
     assert entry["state"] == "done"
+
+
+def test_a_replay_that_a_stop_cuts_off_does_not_count(stellane: Any, tmp_path: Path) -> None:
+    """A restart in the middle of a long replay says nothing about the request: it is pending, with no attempt."""
+    server = stellane("deadly_app.py:server", environ={"STELLANE_SHUTDOWN_GRACEFUL_TIMEOUT_S": "0.1"})
+    put(server.url, "/kill?long=1")
+    server.wait_for("a long replay has begun")
+    assert server.stop() == 0
+    assert "the stop cut off a replay" in server.output
+    (entry,) = journal(tmp_path)
+    assert (entry["state"], entry["attempts"]) == ("pending", 0)
+
+
+def test_a_worker_tells_that_its_loop_turns(tmp_path: Path) -> None:
+    """Again and again, from when it is ready; it would be killed as hanging otherwise."""
+    code = """
+import os, signal, sys
+from stellane.config import load
+from stellane.runtime.worker import Worker
+
+signs = []
+
+def turning():
+    signs.append("turns")
+    if len(signs) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+loaded = load(None, overrides={"runtime.hang_timeout_s": 0.04, "runtime.backend": "asyncio"})
+ready = lambda facts: signs.clear()
+sys.exit(Worker(loaded, sys.argv[1], app_dir=".", listeners=[], on_ready=ready, on_turning=turning).run())
+"""
+    app = Path(__file__).parents[1] / "serving" / "apps" / "deadly_app.py"
+    command = [sys.executable, "-c", code, f"{app}:server"]
+    assert subprocess.run(command, timeout=30, cwd=tmp_path, check=False).returncode == 0
 
 
 def test_a_request_that_always_kills_becomes_a_dead_letter(stellane: Any, tmp_path: Path) -> None:

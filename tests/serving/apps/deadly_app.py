@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -21,7 +22,13 @@ async def index(ctx: Context, req: Request) -> str:
 async def deadly(ctx: Context, req: Request) -> str:
     if ctx.recovery is not None and req.query.get("once"):
         return f"survived attempt {ctx.recovery.attempt} after {ctx.recovery.crash}"
+    if ctx.recovery is not None and req.query.get("long"):
+        print("a long replay has begun", flush=True)
+        await asyncio.sleep(60)
     how = req.params["how"]
+    if how == "hang":
+        while True:
+            pass
     if how == "segfault":
         ctypes.string_at(0)
     elif how == "abort":

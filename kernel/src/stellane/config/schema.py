@@ -79,6 +79,12 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     restart_delay_s_max: PositiveSeconds = 30.0
     restart_reset_s: Seconds = 10.0
     """A worker that lived this long is restarted at once, and its delay starts over."""
+    hang_timeout_s: Seconds = 30.0
+    """A worker whose loop has not turned for this long is killed and replaced: a handler that blocks it stops every
+    request of that worker. As long as gunicorn waits, longer than what blocks by mistake. 0 means never."""
+    start_timeout_s: Seconds = 300.0
+    """A worker that is not ready after this long is killed and started again; models and migrations take their
+    time. 0 means never."""
 
 
 class RecoveryConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ class CrashInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The worker's slot number, from 0."""
     pid: int
     cause: str
-    """"signal", "exit", "oom", or "unknown" when the supervisor died with it."""
+    """"signal", "exit", "oom", "hang", or "unknown" when the supervisor died with it."""
     signal: int = 0
     exit_code: int = 0
     at_ns: int = 0
@@ -23,6 +23,8 @@ class CrashInfo(msgspec.Struct, frozen=True, kw_only=True):
             return f"killed by signal {self.signal}"
         if self.cause == "oom":
             return "killed by the kernel: out of memory"
+        if self.cause == "hang":
+            return "killed because it hung"
         if self.cause == "exit":
             return f"exited with code {self.exit_code}"
         return "ended unseen"

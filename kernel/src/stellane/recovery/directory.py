@@ -11,6 +11,7 @@ A journal holds what clients sent, so the directory is for its owner alone (mode
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -86,8 +87,12 @@ class JournalDirectory:
             write_new(path, content)
             sync_directory(self.quarantine_path)
         except OSError as error:
+            if not isinstance(error, FileExistsError):
+                # What a full disk took of it is no copy, and the next try has another name.
+                with contextlib.suppress(OSError):
+                    path.unlink()
             kind = JournalFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else JournalError
-            text = f"{path}: cannot keep a copy of damaged journal bytes: {error.strerror}; free space and start again"
+            text = f"{path}: cannot keep a copy of damaged journal bytes: {error.strerror}; without it they stay"
             raise kind(text, path=self.path) from error
         return path
 

@@ -13,21 +13,22 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-from stellane.abc.journal import Durability, EngineStatistics, Gap, JournalEngine
+from stellane.abc.journal import Durability, Gap, JournalEngine
 from stellane.abc.recovery import EntryState
 from stellane.errors import JournalCorrupt, JournalError, JournalFull, JournalPoisoned, JournalUnsupported
 from stellane.logging import get_logger
 from stellane.recovery.checker import Checker, ScanReport
 from stellane.recovery.directory import JournalDirectory, open_directory
+from stellane.recovery.journal_statistics import JournalStatistics
 from stellane.recovery.ledger import Ledger, LedgerEntry
 from stellane.recovery.payload import (
     TRACESTATE_BYTES_MAX,
+    AttemptCutOff,
     AttemptEnded,
     AttemptStarted,
     Clean,
@@ -37,8 +38,9 @@ from stellane.recovery.payload import (
     Responding,
     SnapshotEnd,
     encode_payload,
+    reason_text,
 )
-from stellane.recovery.quarantine import quarantine_damage
+from stellane.recovery.quarantine import FoundDamage
 from stellane.recovery.record import OVERHEAD_BYTES_MAX, RecordType, RecordVersionError, encode, record_bytes
 from stellane.recovery.redact import Redactor
 
@@ -50,8 +52,6 @@ SNAPSHOT_BATCH_BYTES = 1_048_576
 """A snapshot is appended in batches of about this size."""
 RESERVED_SNAPSHOT_BYTES_MAX = 65_536
 """The largest snapshot that may take from the space kept for the ends of requests, when the disk is full."""
-REASON_CHARS_MAX = 4096
-"""What is kept of an error's text: an application may quote a whole body in one."""
 ROOM_BYTES_MIN = 1_048_576
 """It is only taken when at least this much may go because of it."""
 
@@ -60,21 +60,6 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _BEGIN = int(RecordType.BEGIN)
 _RESP = int(RecordType.RESP)
 _DONE = int(RecordType.DONE)
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStatistics:
-    """A snapshot of one journal."""
-
-    entries: dict[str, int]
-    """Entries kept, by state."""
-    live_bytes: int
-    records_total: int
-    """Records written since it was opened."""
-    snapshots_total: int
-    epoch: int
-    poisoned: bool
-    engine: EngineStatistics
 
 
 class Journal:
@@ -95,6 +80,8 @@ class Journal:
         """What the scan at opening found."""
         self.poisoned: BaseException | None = None
         """The error that ended this journal, or None."""
+        self.on_poisoned: Callable[[BaseException], object] = lambda _error: None
+        """Told of that error, once, in the middle of the call that met it."""
         self.read_only = read_only
         self.closed = False
         self.epoch = 1
@@ -113,6 +100,8 @@ class Journal:
         self._opened_seq = 1
         self._snapshots_total = 0
         self._refused = read_only
+        self._damage: FoundDamage | None = None
+        """What had to stay where it was found."""
         self._journal_id = directory.journal_id
         self._engine_append = engine.append
 
@@ -133,7 +122,8 @@ class Journal:
         """Open the journal in `directory`, check every record and prepare it for writing.
 
         A torn tail is removed and damage is left behind, both after their bytes were copied to
-        quarantine/; `report` says what was found. A reader changes nothing.
+        quarantine/; `report` says what was found. Without space for the copies both stay, and every
+        record is refused with JournalFull until there is some. A reader changes nothing.
         Raises JournalError, also for a writer when a part of it cannot be read, and its kinds:
         JournalLocked, JournalUnsupported (another engine, format or durability, or longer bodies than
         the engine keeps), JournalCorrupt (not a journal), JournalFull.
@@ -213,7 +203,7 @@ class Journal:
 
     def failed(self, entry: LedgerEntry, status: int, error: str = "") -> None:
         """The handler raised and `status` was sent: the end of this request. Lazy like `done`."""
-        ending = Ending(entry.entry_id, status, reason=_reason(error))
+        ending = Ending(entry.entry_id, status, reason=reason_text(error))
         self._ledger.end(entry, EntryState.FAILED, ending)
         self._write_later(RecordType.FAIL, ending)
 
@@ -226,9 +216,14 @@ class Journal:
 
     def attempt_failed(self, entry: LedgerEntry, error: str) -> None:
         """The replay that runs raised `error`; the request is pending again."""
-        ended = AttemptEnded(entry.entry_id, len(entry.attempts), _reason(error))
+        ended = AttemptEnded(entry.entry_id, len(entry.attempts), reason_text(error))
         self._append(RecordType.ATTEMPT_FAILED, encode_payload(ended))
         entry.end_attempt(ended.error)
+
+    def attempt_cut_off(self, entry: LedgerEntry) -> None:
+        """The stop of this worker ended the replay that runs: it does not count, and the request is pending again."""
+        self._append(RecordType.ATTEMPT_CUT_OFF, encode_payload(AttemptCutOff(entry.entry_id, len(entry.attempts))))
+        entry.take_attempt_back()
 
     def dead(self, entry: LedgerEntry, reason: str) -> None:
         """Give the request up; it is kept as a dead letter."""
@@ -305,12 +300,13 @@ class Journal:
                 self._guard(self._engine.sync)
         finally:
             self.closed = self._refused = True
+            self._damage = None
             self._engine.close()
 
     # --- Inside ---------------------------------------------------------------------------------
 
     def _end(self, type_: int, entry: LedgerEntry, state: EntryState, reason: str) -> None:
-        ending = Ending(entry.entry_id, reason=_reason(reason))
+        ending = Ending(entry.entry_id, reason=reason_text(reason))
         self._append(type_, encode_payload(ending))
         self._ledger.end(entry, state, ending)
 
@@ -338,7 +334,7 @@ class Journal:
                     self.flush()
                 raise
         if self._refused:
-            self._refuse()
+            self._mend()
         seq = self._next_seq
         raw, crc = encode(type_, seq, seq - 1, self._journal_id, self.epoch, self._prev_crc, payload)
         try:
@@ -353,7 +349,7 @@ class Journal:
     def _append_all(self, batch: list[tuple[int, bytes]], *, reserve: bool = True) -> int:
         """Write the endings held back and `batch`, all or nothing; the seq of the last record."""
         if self._refused:
-            self._refuse()
+            self._mend()
         first = seq = self._next_seq
         crc = self._prev_crc
         records: list[bytes] = []
@@ -397,6 +393,9 @@ class Journal:
         return self._ledger.live_bytes <= RESERVED_SNAPSHOT_BYTES_MAX and released >= ROOM_BYTES_MIN
 
     def _write_snapshot(self, reserve: bool) -> None:
+        if self._damage is not None:
+            self._mend()  # ends with a snapshot, and would write it into the middle of one that has begun
+            return
         self.flush()
         first_seq = self._next_seq
         entries = self.entries()
@@ -428,6 +427,7 @@ class Journal:
         self.poisoned = error
         self._refused = True
         self._lazy.clear()
+        self.on_poisoned(error)
         if isinstance(error, JournalPoisoned) or not isinstance(error, Exception):
             raise error
         raise JournalPoisoned(
@@ -477,18 +477,24 @@ class Journal:
         self._found_bytes = self._engine.statistics().bytes
         if report.torn is None and not report.corruption:
             return
-        quarantine_damage(self._directory, report, self.epoch)
-        self._engine.truncate(self._next_seq - 1)
+        self._damage = FoundDamage(self._directory, report, self.epoch)
+        self._refused = True
+        try:
+            self._mend()
+        except JournalFull as error:
+            # Nothing is written behind it either: a torn write with records behind it would look like corruption.
+            _log.error("journal: damage stays in place; nothing is journaled until there is space", error=str(error))
+
+    def _mend(self) -> None:
+        """Leave found damage behind; without any, say why nothing is written. JournalFull: nothing has changed."""
+        if self._damage is None:
+            self._refuse()
+        self._damage.copy_aside()
+        self._damage = None
+        self._refused = False
+        self._guard(lambda: self._engine.truncate(self._next_seq - 1))
         # The damage must not be met again: all that is live moves past it, the rest is released.
         try:
             self.snapshot()
         except JournalFull:
             _log.warning("journal: no space for a snapshot; the damage stays in place", journal=str(self.path))
-
-
-def _reason(text: object) -> str:
-    """What a record can hold of an application's words: text, encodable and of bounded length.
-
-    A number would make a record that no later scan can read, a lone surrogate none at all.
-    """
-    return str(text)[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()

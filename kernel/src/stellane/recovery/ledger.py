@@ -7,6 +7,7 @@ import msgspec
 from stellane.abc.recovery import EntryState
 from stellane.recovery.context import Attempt
 from stellane.recovery.payload import (
+    AttemptCutOff,
     AttemptEnded,
     AttemptStarted,
     Ending,
@@ -78,6 +79,11 @@ class LedgerEntry(msgspec.Struct, eq=False):
         self.attempts[-1] = Attempt(number=last.number, started_ns=last.started_ns, error=error, crash=last.crash)
         self.state = EntryState.PENDING
 
+    def take_attempt_back(self) -> None:
+        """The replay that runs was cut off by the stop of its worker, which says nothing about the request."""
+        del self.attempts[-1]
+        self.state = EntryState.PENDING
+
 
 class Ledger:
     """The entries by id. A writer's ledger forgets what has finished, a reader's keeps it."""
@@ -96,7 +102,7 @@ class Ledger:
         if isinstance(payload, Snapshot):
             self._restore(payload, record_bytes(len(record.payload)))
             return
-        if not isinstance(payload, AttemptStarted | AttemptEnded | Responding | Ending):
+        if not isinstance(payload, AttemptStarted | AttemptEnded | AttemptCutOff | Responding | Ending):
             return
         entry = self.entries.get(payload.entry_id)
         if entry is None:
@@ -106,6 +112,9 @@ class Ledger:
         elif isinstance(payload, AttemptEnded):
             if entry.attempts:
                 entry.end_attempt(payload.error)
+        elif isinstance(payload, AttemptCutOff):
+            if entry.attempts and entry.attempts[-1].number == payload.number:
+                entry.take_attempt_back()
         elif isinstance(payload, Responding):
             entry.response_started = True
             entry.status = payload.status

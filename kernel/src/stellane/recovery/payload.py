@@ -18,6 +18,9 @@ from stellane.recovery.record import RecordType
 TRACESTATE_BYTES_MAX = 512
 """A longer tracestate is not journaled (W3C Trace Context section 3.3.1.5 asks to carry 512)."""
 
+REASON_CHARS_MAX = 4096
+"""What is kept of an error's text: an application may quote a whole body in one."""
+
 PRINCIPAL_FIELDS = ("authorization", "x-api-key", "x-auth-token", "proxy-authorization", "cookie")
 """Header fields that tell who is asking, the most telling first."""
 
@@ -109,6 +112,13 @@ class AttemptEnded(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_
     error: str = ""
 
 
+class AttemptCutOff(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_id": "e", "number": "n"}):
+    """ATTEMPT_CUT_OFF: the stop of its worker ended a replay; it does not count, and the request waits again."""
+
+    entry_id: int
+    number: int
+
+
 class Responding(msgspec.Struct, omit_defaults=True, gc=False, rename={"entry_id": "e", "status": "s"}):
     """RESP: the first response byte is about to leave."""
 
@@ -161,7 +171,16 @@ class Clean(msgspec.Struct, gc=False):
 
 
 Payload: TypeAlias = (
-    JournaledRequest | AttemptStarted | AttemptEnded | Responding | Ending | Mark | Snapshot | SnapshotEnd | Clean
+    JournaledRequest
+    | AttemptStarted
+    | AttemptEnded
+    | AttemptCutOff
+    | Responding
+    | Ending
+    | Mark
+    | Snapshot
+    | SnapshotEnd
+    | Clean
 )
 
 _DECODERS: dict[RecordType, msgspec.msgpack.Decoder[Any]] = {
@@ -177,6 +196,7 @@ _DECODERS: dict[RecordType, msgspec.msgpack.Decoder[Any]] = {
     RecordType.SNAP: msgspec.msgpack.Decoder(Snapshot),
     RecordType.SNAP_END: msgspec.msgpack.Decoder(SnapshotEnd),
     RecordType.CLEAN: msgspec.msgpack.Decoder(Clean),
+    RecordType.ATTEMPT_CUT_OFF: msgspec.msgpack.Decoder(AttemptCutOff),
 }
 
 encode_payload = msgspec.msgpack.Encoder().encode
@@ -186,3 +206,11 @@ def decode_payload(type_: RecordType, payload: bytes) -> Payload:
     """The content of a record. Raises msgspec.DecodeError when it does not fit the type."""
     content: Payload = _DECODERS[type_].decode(payload)
     return content
+
+
+def reason_text(text: object) -> str:
+    """What a record can hold of an application's words: text, encodable and of bounded length.
+
+    A number would make a record that no later scan can read, a lone surrogate none at all.
+    """
+    return str(text)[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()

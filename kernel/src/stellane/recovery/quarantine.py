@@ -6,9 +6,13 @@ import time
 
 import msgspec
 
+from stellane.errors import JournalError, JournalFull
 from stellane.logging import get_logger
 from stellane.recovery.checker import Damage, ScanReport, TornTail
 from stellane.recovery.directory import JournalDirectory
+
+RETRY_S = 1.0
+"""After a copy that found no space the next is tried this much later at the earliest, seconds."""
 
 _log = get_logger("stellane.journal")
 
@@ -30,14 +34,35 @@ class QuarantineReport(msgspec.Struct, frozen=True, kw_only=True):
     files: list[str]
 
 
+class FoundDamage:
+    """Damage that is still in its place, until its bytes have been copied aside."""
+
+    def __init__(self, directory: JournalDirectory, report: ScanReport, epoch: int) -> None:
+        self._directory = directory
+        self._report = report
+        self._epoch = epoch
+        self._try_at = 0.0
+
+    def copy_aside(self) -> None:
+        """Copy it to quarantine/. Raises JournalFull and JournalError; each refused request calls this, and a full disk
+        is tried once in RETRY_S."""
+        if time.monotonic() < self._try_at:
+            path = self._directory.path
+            raise JournalFull(f"{path}: no space to keep a copy of damaged journal bytes", path=path)
+        self._try_at = time.monotonic() + RETRY_S
+        quarantine_damage(self._directory, self._report, self._epoch)
+
+
 def quarantine_damage(directory: JournalDirectory, report: ScanReport, epoch: int) -> None:
     """Copy every damaged stretch to quarantine/, write a report beside it, and log it.
 
     Fills `files` of each Damage and TornTail. Raises JournalFull or JournalError when a copy
-    cannot be made: nothing may be removed then.
+    cannot be made: nothing may be removed then. What was kept already is passed over by the next call.
     """
     stamp = f"{epoch:08d}-{time.time_ns()}"
     for number, damage in enumerate(report.corruption):
+        if damage.files:
+            continue
         _keep(directory, f"corruption-{stamp}-{number}", damage, epoch)
         _log.error(
             "journal corruption: acknowledged records are damaged",
@@ -61,8 +86,7 @@ def quarantine_damage(directory: JournalDirectory, report: ScanReport, epoch: in
 
 
 def _keep(directory: JournalDirectory, stem: str, item: Damage | TornTail, epoch: int) -> None:
-    if any(item.raw):
-        item.files.append(directory.quarantine(f"{stem}.bin", b"".join(item.raw)))
+    files = [directory.quarantine(f"{stem}.bin", b"".join(item.raw))] if any(item.raw) else []
     torn = isinstance(item, TornTail)
     content = QuarantineReport(
         kind="torn" if torn else "corruption",
@@ -73,6 +97,12 @@ def _keep(directory: JournalDirectory, stem: str, item: Damage | TornTail, epoch
         lost_first=item.first_seq if isinstance(item, TornTail) else item.lost_first,
         lost_last=0 if isinstance(item, TornTail) else item.lost_last,
         dropped=item.dropped if isinstance(item, TornTail) else [],
-        files=[path.name for path in item.files],
+        files=[path.name for path in files],
     )
-    item.files.append(directory.quarantine(f"{stem}.json", msgspec.json.format(msgspec.json.encode(content))))
+    try:
+        files.append(directory.quarantine(f"{stem}.json", msgspec.json.format(msgspec.json.encode(content))))
+    except JournalError:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+    item.files.extend(files)

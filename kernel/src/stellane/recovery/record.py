@@ -41,7 +41,10 @@ _unpack_header = _HEADER.unpack_from
 
 
 class RecordType(enum.IntEnum):
-    """What a record says. The numbers are on disk: never change one."""
+    """What a record says. The numbers are on disk: never change one.
+
+    A version that does not know a number refuses the journal, so what would be misread without it is a new type.
+    """
 
     BEGIN = 1
     ATTEMPT = 2
@@ -55,6 +58,7 @@ class RecordType(enum.IntEnum):
     SNAP = 10
     SNAP_END = 11
     CLEAN = 12
+    ATTEMPT_CUT_OFF = 13
 
 
 _TYPES = {int(type_): type_ for type_ in RecordType}

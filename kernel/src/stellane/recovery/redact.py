@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
+from stellane.recovery.secret_names import HINT, is_secret_name
+
 BUILT_IN_FIELDS = frozenset(
     {
         b"authorization",
@@ -27,7 +29,6 @@ BUILT_IN_FIELDS = frozenset(
 TAG_BYTES = 16
 REPLACEMENT = b"redacted"
 
-_SECRET_NAME = re.compile(rb"token|secret|passw(?:or)?d|api[-_]?key", re.IGNORECASE)
 _USER_INFO = re.compile(rb"\A([a-z][a-z0-9+.-]*://)?[^/?#@]*@", re.IGNORECASE)
 _PAIR = re.compile(rb"[^&;]+")
 _CACHE_NAMES_MAX = 1024
@@ -38,7 +39,7 @@ class Redactor:
     """Takes the secrets out of header fields and targets.
 
     `secret` is the journal's HMAC key (32 bytes), `extra_headers` are field names to take out
-    besides the built-in ones and those that look like a token, secret, password or API key.
+    besides the built-in ones and those whose names say so (`secret_names`).
     """
 
     def __init__(self, secret: bytes, extra_headers: Iterable[str] = ()) -> None:
@@ -46,7 +47,7 @@ class Redactor:
         self._fields = BUILT_IN_FIELDS | {name.lower().encode("latin-1") for name in extra_headers}
         # A look at the whole query that finds nothing saves taking it apart; it may find too much.
         names = b"|".join(re.escape(name) for name in sorted(self._fields))
-        self._suspicious = re.compile(rb"%|" + names + rb"|" + _SECRET_NAME.pattern, re.IGNORECASE)
+        self._suspicious = re.compile(rb"%|" + names + rb"|" + HINT, re.IGNORECASE)
         self._decisions: dict[bytes, bool] = {b"referer": True}
 
     def headers(self, headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], list[tuple[str, bytes]]]:
@@ -72,7 +73,7 @@ class Redactor:
         def replace(match: re.Match[bytes]) -> bytes:
             name, equals, value = match[0].partition(b"=")
             plain = unquote_to_bytes(name.replace(b"+", b" "))
-            if not equals or not self._is_secret(plain.lower()):
+            if not equals or not self._is_secret(plain):
                 return match[0]
             taken.append(("?" + plain.decode("latin-1"), self.tag(plain, value)))
             return name + b"=" + REPLACEMENT
@@ -84,6 +85,7 @@ class Redactor:
         return hmac.digest(self._secret, name + b"\0" + value, "sha256")[:TAG_BYTES]
 
     def _split(self, headers: list[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], list[tuple[str, bytes]]]:
+        decisions = self._decisions
         kept: list[tuple[bytes, bytes]] = []
         taken: list[tuple[str, bytes]] = []
         for name, value in headers:
@@ -92,21 +94,20 @@ class Redactor:
                 clean, found = self.target(value)
                 kept.append((name, clean))
                 taken.extend((f"referer {where}", tag) for where, tag in found)
-            elif self._is_secret(name.lower()):
+            elif decisions[name] if name in decisions else self._decide(name):
                 taken.append((name.lower().decode("latin-1"), self.tag(name.lower(), value)))
             else:
                 kept.append((name, value))
         return kept, taken
 
     def _decide(self, name: bytes) -> bool:
-        lower = name.lower()
-        secret = lower == b"referer" or self._is_secret(lower)
+        secret = self._is_secret(name)
         if len(self._decisions) < _CACHE_NAMES_MAX:
             self._decisions[name] = secret
         return secret
 
     def _is_secret(self, name: bytes) -> bool:
-        return name in self._fields or _SECRET_NAME.search(name) is not None
+        return name.lower() in self._fields or is_secret_name(name)
 
     def _without_user_info(self, target: bytes, taken: list[tuple[str, bytes]]) -> bytes:
         match = _USER_INFO.match(target)

@@ -50,7 +50,9 @@ class Replayer:
         crashes: Sequence[CrashInfo],
         run: Callable[[Coroutine[Any, Any, None]], None],
         hooks: pluggy.HookRelay,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`run` runs an attempt as a request; `stopping` says whether such requests are being cancelled for a stop."""
         self._journal = journal
         self._policy = policy
         self._application = application
@@ -60,6 +62,7 @@ class Replayer:
         self._crash = crashes[-1] if crashes else None
         self._run = run
         self._hooks = hooks
+        self._stopping = stopping
 
     async def recover(self) -> None:
         """Bring every pending request of the journal to an end, or to a next attempt that failed too."""
@@ -167,12 +170,35 @@ class Replayer:
         try:
             async with asyncio.timeout(self._attempt_timeout_s):
                 await self._application.recover(exchange, self._context(entry, number))
+        except asyncio.CancelledError:
+            if self._cut_off():
+                self._take_back(entry)
+            raise
         except Exception as error:
             return self._failed(entry, error)
         return self._judge(entry, exchange)
 
-    def _failed(self, entry: LedgerEntry, error: BaseException) -> Step:
+    def _cut_off(self) -> bool:
+        """Whether this task is cancelled because the worker stops. A handler may also cancel its own, at any time:
+        that is a failure, or the request would be tried for ever."""
+        return self._stopping() and _cancelled()
+
+    def _take_back(self, entry: LedgerEntry) -> None:
+        """The attempt that runs does not count: restarts in the middle of a long replay say nothing about it."""
+        request_id = entry.request.request_id
+        try:
+            self._journal.attempt_cut_off(entry)
+        except JournalError as error:
+            _log.warning("a replay that the stop cut off counts as an attempt", request_id=request_id, error=str(error))
+        else:
+            _log.info("the stop cut off a replay; the next start runs it again", request_id=request_id)
+
+    def _failed(self, entry: LedgerEntry, error: BaseException) -> Step | None:
         """The attempt that runs has failed; what to do next."""
+        if self._cut_off():
+            # Handlers make errors of their own, and 500s, of a cancellation.
+            self._take_back(entry)
+            return None
         request_id, number = entry.request.request_id, len(entry.attempts)
         try:
             self._journal.attempt_failed(entry, f"{type(error).__name__}: {error}")

@@ -82,6 +82,8 @@ class Spine:
         self._started_total = 0
         self._refused_total = 0
         self._idle: asyncio.Future[None] | None = None
+        self.cancelled = False
+        """`cancel` was called: a task that is cancelled may be so because of it."""
 
     def begin(self, exchange: Exchange) -> None:
         """Admit a request: start it, let it wait, or answer 503. Called by the protocol."""
@@ -178,6 +180,7 @@ class Spine:
 
     def cancel(self) -> None:
         """Cancel every request that still runs, and forget those that wait."""
+        self.cancelled = True
         while (entry := self._scheduler.next()) is not None:
             self._waiting -= 1
             entry.work.abort()

@@ -34,6 +34,7 @@ from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.application import Application
 from stellane.runtime.spine import Spine
 from stellane.supervisor.adoption import find_adopted_slots
+from stellane.supervisor.messages import EXIT_JOURNAL, sign_interval_s
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STARTUP = 3
@@ -47,6 +48,9 @@ class Worker:
 
     `on_ready` is told the facts of the banner once connections are accepted, `on_failed` the
     error that kept the worker from it. `listeners` are bound, listening and non-blocking.
+    With `on_leaving`, which is told why, a worker whose journal fails stops by itself and `run`
+    returns EXIT_JOURNAL; without, nobody would replace it, and it refuses what must be journaled.
+    `on_turning` is called by the loop, every `sign_interval_s`, from then on.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class Worker:
         crashes: Sequence[CrashInfo] = (),
         on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
         on_failed: Callable[[BaseException], None] = lambda _error: None,
+        on_leaving: Callable[[str], None] | None = None,
+        on_turning: Callable[[], None] | None = None,
         control: socket.socket | None = None,
     ) -> None:
         self.slot = slot
@@ -70,6 +76,8 @@ class Worker:
         self._crashes = crashes
         self._on_ready = on_ready
         self._on_failed = on_failed
+        self._on_leaving = on_leaving
+        self._on_turning = on_turning
         self._control = control
         self._exit_code = 0
         self._stop = asyncio.Event()
@@ -143,6 +151,7 @@ class Worker:
             gc.freeze()
             hook.stellane_worker_started(worker=self)
             self._on_ready(self.facts())
+            self._tell_that_it_turns(loop)
             await self._stop.wait()
             hook.stellane_worker_stopping(worker=self)
             await self._drain(servers, spine)
@@ -160,7 +169,9 @@ class Worker:
 
     async def _drain(self, servers: Sequence[asyncio.Server], spine: Spine) -> None:
         shutdown = self.config.shutdown
-        await asyncio.sleep(shutdown.drain_delay_s)
+        if self._exit_code != EXIT_JOURNAL:
+            # The delay is for load balancers; who leaves because its journal failed would only refuse more meanwhile.
+            await asyncio.sleep(shutdown.drain_delay_s)
         for server in servers:
             server.close()
         if self._replay is not None:
@@ -202,6 +213,7 @@ class Worker:
                 body_bytes_max=recovery.body_bytes_max,
                 redact_headers=recovery.redact_headers,
             )
+            journal.on_poisoned = self._journal_failed
             self._journals.append(journal)
         self._recorder = Recorder(
             self._journals[0], self._policy, self.application, loop=loop, body_bytes_max=recovery.body_bytes_max
@@ -220,6 +232,7 @@ class Worker:
             crashes=self._crashes,
             run=spine.start,
             hooks=self.factory.pm.hook,
+            stopping=lambda: spine.cancelled,
         )
 
     def _close_journals(self) -> None:
@@ -228,6 +241,15 @@ class Worker:
                 journal.close()
             except StellaneError as error:
                 _log.error("the journal was not closed cleanly", path=str(journal.path), error=str(error))
+
+    def _journal_failed(self, error: BaseException) -> None:
+        """A journal takes nothing more from this process: make room for one that opens it anew."""
+        if self._on_leaving is None or self._stop.is_set():
+            return
+        _log.error("the journal failed: this worker stops accepting and ends", slot=self.slot, error=str(error))
+        self._exit_code = EXIT_JOURNAL
+        self._stop.set()
+        self._on_leaving(f"its journal failed: {error}")
 
     def _asked_to_stop(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stop.set()
@@ -256,6 +278,12 @@ class Worker:
             "durability": recovery.durability if self._policy is not None else "none",
             "pending": sum(len(journal.pending()) for journal in self._journals),
         }
+
+    def _tell_that_it_turns(self, loop: asyncio.AbstractEventLoop) -> None:
+        interval_s = sign_interval_s(self.config.runtime.hang_timeout_s)
+        if self._on_turning is not None and interval_s:
+            self._on_turning()
+            loop.call_later(interval_s, self._tell_that_it_turns, loop)
 
     def _supervisor_gone(self) -> None:
         assert self._control is not None

@@ -6,6 +6,7 @@ python -m stellane.runtime.worker_process --spec-fd N
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import signal
@@ -22,8 +23,20 @@ from stellane.config.loader import LoadedConfig, Origin
 from stellane.errors import StellaneError
 from stellane.runtime.placement import pin_to_cpu
 from stellane.runtime.worker import EXIT_STARTUP, Worker
-from stellane.supervisor.messages import Failed, Ready, WorkerSpec, read_spec, send_message
+from stellane.supervisor.messages import (
+    DUMP_SIGNAL,
+    Failed,
+    Leaving,
+    Ready,
+    Turning,
+    WorkerSpec,
+    read_spec,
+    send_message,
+)
 from stellane.supervisor.parent_death import die_with_parent
+
+REASON_CHARS_MAX = 1000
+"""What a worker says of why it leaves: short enough for the socket to take at once."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     # What SIGINT means is for the supervisor to say, also when somebody sends it to every process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
+    # Written by the signal's handler itself, also when a thread never lets go of the interpreter.
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     config = msgspec.convert(spec.config, Config)
     logging.configure(config.server.log_level, config.server.log_format)
     control = socket.socket(fileno=spec.control_fd)
@@ -56,6 +71,15 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
     def on_failed(error: BaseException) -> None:
         send_message(control, _failed(error))
 
+    def on_leaving(reason: str) -> None:
+        with contextlib.suppress(OSError):
+            send_message(control, Leaving(reason=_sendable(reason[:REASON_CHARS_MAX])))
+
+    def on_turning() -> None:
+        # A supervisor that has not read for so long will not kill anybody for want of one more.
+        with contextlib.suppress(OSError):
+            send_message(control, Turning())
+
     return Worker(
         LoadedConfig(config, origins),
         spec.target,
@@ -66,6 +90,8 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
         crashes=spec.crashes,
         on_ready=on_ready,
         on_failed=on_failed,
+        on_leaving=on_leaving,
+        on_turning=on_turning,
         control=control,
     )
 
@@ -73,9 +99,12 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
 def _failed(error: BaseException) -> Failed:
     ours = isinstance(error, StellaneError)
     text = str(error) if ours else "".join(traceback.format_exception(error)).rstrip()
-    # A lone surrogate, as in the name of a file, cannot be sent, and the supervisor would wait for a word for ever.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return Failed(kind=type(error).__name__, text=text, exit_code=EXIT_STARTUP)
+    return Failed(kind=type(error).__name__, text=_sendable(text), exit_code=EXIT_STARTUP)
+
+
+def _sendable(text: str) -> str:
+    """A lone surrogate, as in the name of a file, cannot be sent, and the supervisor would wait for a word for ever."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 if __name__ == "__main__":

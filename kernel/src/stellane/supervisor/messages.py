@@ -4,14 +4,15 @@ Down: one WorkerSpec, the whole content of a memory file whose descriptor number
 gets as `--spec-fd`. It is not in the arguments or the environment because options of plugins
 may hold passwords, and both of those are readable in /proc.
 
-Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready or a
-Failed. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
+Up: JSON lines over the worker's end of an AF_UNIX stream socket pair, each a Ready, a Failed,
+a Leaving or a Turning. Nothing is sent down the socket. Its closing is the message: the supervisor is gone,
 and the worker must exit.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from typing import Any
 
@@ -21,6 +22,21 @@ from stellane.recovery.context import CrashInfo
 
 LINE_BYTES_MAX = 1_048_576
 """Longest line a worker may send; a longer one is a broken worker, not a message."""
+
+EXIT_JOURNAL = 74
+"""Exit code of a worker that left because its journal failed; EX_IOERR of sysexits.h."""
+
+DUMP_SIGNAL = signal.SIGRTMIN + 7
+"""Has a worker write to standard error where each of its threads stands; one that no application is likely to use."""
+SIGNS_MIN = 4
+"""How often a worker speaks within runtime.hang_timeout_s, at least."""
+SIGN_S_MAX = 5.0
+"""The longest it is silent, seconds."""
+
+
+def sign_interval_s(hang_timeout_s: float) -> float:
+    """How often a worker says that its loop turns, seconds; 0 when nobody wants to know."""
+    return min(hang_timeout_s / SIGNS_MIN, SIGN_S_MAX)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +85,18 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", tag_field=
     exit_code: int
 
 
-WorkerMessage = Ready | Failed
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag="leaving", tag_field="message"):
+    """The worker accepts no more connections, finishes what is in hand and exits; another may do better."""
+
+    reason: str
+    """For a person."""
+
+
+class Turning(msgspec.Struct, frozen=True, kw_only=True, tag="turning", tag_field="message"):
+    """The worker's loop turns. Sent every `sign_interval_s` from Ready on."""
+
+
+WorkerMessage = Ready | Failed | Leaving | Turning
 
 _encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(WorkerSpec)
@@ -101,7 +128,7 @@ def send_message(control: socket.socket, message: WorkerMessage) -> None:
     """Send one message from a worker; blocks until the kernel has it.
 
     Raises OSError (EPIPE, ECONNRESET) when the supervisor is gone. For the blocking call
-    `control` must not be non-blocking; start-up is the only time a worker sends anything.
+    `control` must not be non-blocking. Once it is, only what is short is sent, which the kernel takes at once.
     """
     control.sendall(_encoder.encode(message) + b"\n")
 

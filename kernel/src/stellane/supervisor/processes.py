@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -42,10 +43,19 @@ class WorkerProcess:
         self.pidfd = os.pidfd_open(process.pid)
         self._process = process
 
-    def send_signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: int) -> None:
         """Signal the worker itself; nothing happens when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is stopped by a signal or a debugger (proc_pid_stat(5))."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except OSError:
+            return False
+        return state in (b"T", b"t")
 
     def reap(self, oom_kills: OomKillCounter) -> CrashInfo:
         """Collect the ended worker, end what it left in its process group, close its descriptors.

@@ -10,12 +10,15 @@ import signal
 
 from stellane.logging import get_logger
 from stellane.recovery.context import CrashInfo
+from stellane.supervisor.messages import EXIT_JOURNAL
 
 _log = get_logger("stellane.supervisor")
 
 
 def cause_of(end: CrashInfo) -> str:
     """`killed by signal 9 (SIGKILL)`, `exited with code 3`, …"""
+    if end.cause == "exit" and end.exit_code == EXIT_JOURNAL:
+        return f"{end} (its journal failed)"
     if end.cause != "signal":
         return str(end)
     try:
@@ -38,6 +41,18 @@ def worker_restarted(slot: int, pid: int, start_number: int) -> None:
 def worker_failed(slot: int, pid: int, kind: str, text: str) -> None:
     """A replacement says that it cannot start; it is tried again after the back-off."""
     _log.error("worker cannot start", slot=slot, pid=pid, kind=kind, error=text)
+
+
+def worker_leaving(slot: int, pid: int, reason: str, deadline_s: float) -> None:
+    """A worker has stopped accepting; after `deadline_s` seconds it is killed, and replaced in any case."""
+    _log.error("worker leaves and will be replaced", slot=slot, pid=pid, reason=reason, deadline_s=deadline_s)
+
+
+def worker_hangs(slot: int, pid: int, silent_s: float, *, ready: bool) -> None:
+    """A worker is there and gives no sign: it is asked where it stands, and killed."""
+    key = "hang_timeout_s" if ready else "start_timeout_s"
+    what = "worker hangs: its loop does not turn" if ready else "worker does not get ready"
+    _log.error(f"{what}; where it stands is on standard error", slot=slot, pid=pid, silent_s=silent_s, limit=key)
 
 
 def spawn_failed(slot: int, error: OSError, restart_in_s: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor.messages import Failed, MessageReader, WorkerMessage
 from stellane.supervisor.processes import WorkerProcess
@@ -24,6 +26,12 @@ class Slot:
         self.restart_at: float | None = None
         self.kill_at: float | None = None
         self.failed: Failed | None = None
+        self.silent_s = 0.0
+        """How long the process has given no sign, as HangWatch counts it."""
+        self.gave_sign = False
+        self.watched = False
+        """Its silence means something: it is listened to, and has not been found to hang."""
+        self.hung = False
         self._policy = policy
         self._started_at = 0.0
         self._ready_at: float | None = None
@@ -38,6 +46,9 @@ class Slot:
         """A process has been started."""
         self.process = process
         self.failed = None
+        self.silent_s = 0.0
+        self.gave_sign = self.watched = True
+        self.hung = False
         self._started_at = now
         self._ready_at = None
         self._reader = MessageReader()
@@ -45,6 +56,7 @@ class Slot:
     def mark_ready(self, now: float) -> None:
         """The process accepts connections."""
         self._ready_at = now
+        self.gave_sign = True
 
     def receive(self) -> list[WorkerMessage] | None:
         """Read what the process has sent; None when its end of the socket is closed.
@@ -64,11 +76,14 @@ class Slot:
                 return messages or None
             messages += self._reader.feed(data)
 
-    def vacate(self, end: CrashInfo) -> None:
-        """The process has been reaped."""
+    def vacate(self, end: CrashInfo) -> CrashInfo:
+        """The process has been reaped. How it ended, in the light of what is known of it here."""
+        if self.hung and end.cause == "signal":
+            end = msgspec.structs.replace(end, cause="hang")
         self.crashes.append(end)
         self.process = None
         self.kill_at = None
+        return end
 
     def lived_s(self, now: float) -> float:
         """Seconds since the last process was started."""

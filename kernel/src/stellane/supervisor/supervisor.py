@@ -21,8 +21,9 @@ import msgspec
 from stellane.config import Config, LoadedConfig
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor import reports
+from stellane.supervisor.hang import HangWatch
 from stellane.supervisor.listeners import Listeners
-from stellane.supervisor.messages import Failed, Ready, WorkerSpec
+from stellane.supervisor.messages import DUMP_SIGNAL, Failed, Leaving, Ready, Turning, WorkerSpec
 from stellane.supervisor.oom import OomKillCounter
 from stellane.supervisor.processes import WORKER_COMMAND, WorkerProcess, spawn_worker
 from stellane.supervisor.restart import RestartPolicy
@@ -37,6 +38,9 @@ EXIT_NO_PROCESS = 71
 """At the first start the system made no process; EX_OSERR of sysexits.h."""
 EXIT_SIGNAL_BASE = 128
 """A second signal ended it all at once: 128 + the signal's number, as a shell would say."""
+
+DUMP_S = 0.5
+"""How long a worker that hangs has for writing where it stands before SIGKILL, seconds."""
 
 _Handler = Callable[[], None]
 # Within one turn what a worker said is heard before its death is judged. It spoke before it
@@ -58,7 +62,7 @@ class Supervisor:
     Start: if a worker reports, before all have been ready once, that it cannot start, the rest
     is stopped and `run` returns its exit code; `on_failed` gets the report. A worker that dies
     without a word is started again after a back-off, then and later, without end (see
-    RestartPolicy); so is one that reports a failure later on.
+    RestartPolicy); so is one that reports a failure later on, and one that leaves by itself.
 
     Stop: SIGTERM and SIGINT mean the same. The workers get SIGTERM and then have
     drain_delay_s + graceful_timeout_s + hard_timeout_s of [shutdown] before SIGKILL; a second
@@ -91,6 +95,7 @@ class Supervisor:
             Slot(number, RestartPolicy(runtime.restart_delay_s, runtime.restart_delay_s_max, runtime.restart_reset_s))
             for number in range(runtime.worker_threads)
         ]
+        self._hang_watch = HangWatch(runtime.hang_timeout_s, runtime.start_timeout_s)
         self._first_ready: dict[int, Ready] = {}
         self._oom_kills = OomKillCounter()
         self._selector = selectors.DefaultSelector()
@@ -120,6 +125,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         times = [at for slot in self._slots for at in (slot.restart_at, slot.kill_at) if at is not None]
+        if (look_at := self._hang_watch.next_look(time.monotonic())) is not None and not self._stopping:
+            times.append(look_at)
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
         events = [key.data for key, _ in self._selector.select(timeout)]
         for _, handle in sorted(events, key=lambda event: event[0]):
@@ -130,6 +137,8 @@ class Supervisor:
                 self._kill_overdue(slot)
             if slot.restart_at is not None and slot.restart_at <= now:
                 self._start(slot)
+        for slot in self._hang_watch.look(now, self._slots):
+            self._on_hang(slot)
 
     def _watch(self, source: SignalPipe | socket.socket | int, order: int, handle: _Handler) -> None:
         self._selector.register(source, selectors.EVENT_READ, (order, handle))
@@ -191,10 +200,15 @@ class Supervisor:
         if messages is None:
             self._selector.unregister(process.control)
             process.control.close()
+            slot.watched = False
             return
         for message in messages:
             if isinstance(message, Ready):
                 self._on_worker_ready(slot, message)
+            elif isinstance(message, Turning):
+                slot.gave_sign = True
+            elif isinstance(message, Leaving):
+                self._on_worker_leaving(slot, process, message)
             else:
                 self._on_worker_failed(slot, process, message)
 
@@ -222,6 +236,23 @@ class Supervisor:
         else:
             reports.worker_failed(slot.number, process.pid, message.kind, message.text)
 
+    def _on_worker_leaving(self, slot: Slot, process: WorkerProcess, message: Leaving) -> None:
+        if self._stopping:
+            return
+        # Nobody has told it to stop, so nobody else would see it hang while it does.
+        shutdown = self._config.shutdown
+        deadline_s = shutdown.graceful_timeout_s + shutdown.hard_timeout_s
+        slot.kill_at = time.monotonic() + deadline_s
+        reports.worker_leaving(slot.number, process.pid, message.reason, deadline_s)
+
+    def _on_hang(self, slot: Slot) -> None:
+        assert slot.process is not None
+        reports.worker_hangs(slot.number, slot.process.pid, round(slot.silent_s, 1), ready=slot.ready)
+        slot.hung = True
+        slot.watched = False
+        slot.process.send_signal(DUMP_SIGNAL)
+        slot.kill_at = time.monotonic() + DUMP_S
+
     def _on_death(self, slot: Slot, process: WorkerProcess) -> None:
         self._selector.unregister(process.pidfd)
         if process.control.fileno() != -1:
@@ -229,7 +260,7 @@ class Supervisor:
         end = process.reap(self._oom_kills)
         now = time.monotonic()
         was_ready = slot.ready
-        slot.vacate(end)
+        end = slot.vacate(end)
         if self._stopping:
             self._on_stopped(slot, end, was_ready=was_ready)
             return
@@ -279,7 +310,8 @@ class Supervisor:
     def _kill_overdue(self, slot: Slot) -> None:
         assert slot.process is not None
         slot.kill_at = None
-        reports.worker_overdue(slot.number, slot.process.pid)
+        if not slot.hung:
+            reports.worker_overdue(slot.number, slot.process.pid)
         slot.process.send_signal(signal.SIGKILL)
 
     def _on_stopped(self, slot: Slot, end: CrashInfo, *, was_ready: bool) -> None:

@@ -23,7 +23,7 @@ from stellane.errors import ClientDisconnected, RemoteProtocolError
 from stellane_protocol_http import bounds
 from stellane_protocol_http.addresses import address_of
 from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too_large
-from stellane_protocol_http.head_rules import METHODS, line_too_long, refuse_tls
+from stellane_protocol_http.head_rules import METHODS, line_too_long, refuse_tls, unreadable
 from stellane_protocol_http.known_heads import is_one_head
 from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP, STALLED
 from stellane_protocol_http.usual_request import UsualConnection
@@ -305,13 +305,13 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self.keeps_alive = False
             exchange.fail(RemoteProtocolError(f"request body: {error}"))
             return
+        # Of a head whose first chunk is this one, `_head_start` is still another's.
+        received = data if self._head_bytes == len(data) else self._head_start + data
+        line = received.partition(b"\r\n")[0] if self._head_bytes else b""
         if self._codec_types.too_large(error):
-            # Of a head whose first chunk is this one, `_head_start` is still another's.
-            received = data if self._head_bytes == len(data) else self._head_start + data
-            line = received.partition(b"\r\n")[0] if self._head_bytes else b""
             self._refuse(self._rules.head_too_large(line, self._codec_types.line_bytes_max))
         else:
-            self._refuse(RemoteProtocolError(str(error), 400))
+            self._refuse(unreadable(line, str(error)))
 
     # --- writing ------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ METHODS = {
     name: name.decode() for name in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE")
 }
 _TLS_HANDSHAKE = b"\x16\x03"
+_OTHER_VERSION = re.compile(rb" HTTP/[02-9]\.[0-9]\Z")
 _CACHED_VALUES_MAX = 1024
 _CACHED_BYTES_MAX = 256
 
@@ -59,7 +60,7 @@ class HeadRules:
         `received_bytes`: how many bytes this head can have had at most.
         """
         if head.http_version[:2] != b"1.":
-            raise RemoteProtocolError("this server speaks HTTP/1.1 and 1.0", 505)
+            raise _other_version()
         fields = head.headers
         hosts = fields.getall(b"host")
         if len(hosts) != 1 or hosts[0] not in self._hosts:
@@ -152,6 +153,19 @@ def refuse_tls(data: bytes) -> None:
     """Raise RemoteProtocolError when a head begins as a TLS handshake does (RFC 8446 section 5.1): it never ends."""
     if data.startswith(_TLS_HANDSHAKE):
         raise RemoteProtocolError("a TLS handshake, and TLS is not spoken here: use http:// or a proxy that ends TLS")
+
+
+def unreadable(line: bytes, reason: str) -> RemoteProtocolError:
+    """What to say of a head that the parser did not take.
+
+    `line` is its request line as far as it came. One of another version, such as the preface of HTTP/2
+    (RFC 9113 section 3.4), is no broken request: 505 tells its client to try HTTP/1.1.
+    """
+    return RemoteProtocolError(reason) if _OTHER_VERSION.search(line) is None else _other_version()
+
+
+def _other_version() -> RemoteProtocolError:
+    return RemoteProtocolError("this server speaks HTTP/1.1 and 1.0", 505)
 
 
 def line_too_long(limit_bytes: int) -> RemoteProtocolError:
