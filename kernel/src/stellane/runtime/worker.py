@@ -32,8 +32,10 @@ from stellane.recovery.journal import Journal
 from stellane.recovery.recorder import Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.application import Application
+from stellane.runtime.dispatcher import Dispatcher
 from stellane.runtime.spine import Spine
 from stellane.supervisor.adoption import find_adopted_slots
+from stellane.supervisor.handover import Handover
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STARTUP = 3
@@ -47,6 +49,7 @@ class Worker:
 
     `on_ready` is told the facts of the banner once connections are accepted, `on_failed` the
     error that kept the worker from it. `listeners` are bound, listening and non-blocking.
+    With `handover` the connections are shared among the workers by runtime.dispatch.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Worker:
         listeners: Sequence[socket.socket],
         slot: int = 0,
         slots: int = 1,
+        handover: Handover | None = None,
         crashes: Sequence[CrashInfo] = (),
         on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
         on_failed: Callable[[BaseException], None] = lambda _error: None,
@@ -67,6 +71,8 @@ class Worker:
         self._target = target
         self._listeners = listeners
         self._slots = slots
+        self._handover = handover
+        self._dispatcher: Dispatcher | None = None
         self._crashes = crashes
         self._on_ready = on_ready
         self._on_failed = on_failed
@@ -134,7 +140,7 @@ class Worker:
                 recorder=self._recorder,
             )
             factory = self.protocol.connection_factory(spine.begin, config=self.config, loop=loop)
-            servers = [await self._serve(loop, factory, listener) for listener in self._listeners]
+            servers = await self._accept(loop, factory, stack)
             if self._journals:
                 self._replay = loop.create_task(recover_all([self._replayer(j, spine) for j in self._journals]))
                 self._replay.add_done_callback(_log_outcome)
@@ -147,6 +153,22 @@ class Worker:
             hook.stellane_worker_stopping(worker=self)
             await self._drain(servers, spine)
         hook.stellane_worker_stopped(worker=self)
+
+    async def _accept(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: Callable[[], asyncio.Protocol],
+        stack: contextlib.AsyncExitStack,
+    ) -> list[asyncio.Server]:
+        if self._handover is None:
+            return [await self._serve(loop, factory, listener) for listener in self._listeners]
+        dispatcher = self._dispatcher = Dispatcher(
+            self._handover, self.slot, listeners=self._listeners, factory=factory, loop=loop
+        )
+        self.protocol.watch_connections(dispatcher.count)
+        stack.callback(dispatcher.close)
+        dispatcher.open()
+        return []
 
     async def _serve(
         self, loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.Protocol], listener: socket.socket
@@ -163,6 +185,8 @@ class Worker:
         await asyncio.sleep(shutdown.drain_delay_s)
         for server in servers:
             server.close()
+        if self._dispatcher is not None:
+            await self._dispatcher.drain()
         if self._replay is not None:
             self._replay.cancel()
         self.protocol.drain()
@@ -251,11 +275,17 @@ class Worker:
             "loop": self.backend.statistics().loop_class,
             "codec": self.protocol.codec,
             "workers": self.config.runtime.worker_threads,
+            "dispatch": self._dispatch(),
             "journal": recovery.journal_backend if self._policy is not None else "off",
             "journal_path": recovery.journal_path,
             "durability": recovery.durability if self._policy is not None else "none",
             "pending": sum(len(journal.pending()) for journal in self._journals),
         }
+
+    def _dispatch(self) -> str:
+        """With one worker every mode is the same."""
+        chosen = self.config.runtime.dispatch
+        return "shared" if chosen == "auto" or self._slots == 1 else chosen
 
     def _supervisor_gone(self) -> None:
         assert self._control is not None
