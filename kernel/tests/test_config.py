@@ -246,7 +246,10 @@ class TestWrongValues:
             ("restart_delay_s_max = inf", "must be a number greater than 0 and of at most 31536000."),
             ("worker_model = 'fork'", 'worker_model = "fork": must be one of: "auto", "process".'),
             ("worker_model = 'thread'", 'worker_model = "thread": not built yet; must be one of: "auto", "process".'),
-            ("dispatch = 'reuseport'", 'dispatch = "reuseport": not built yet; must be one of: "auto", "shared".'),
+            (
+                "dispatch = 'random'",
+                'must be one of: "auto", "shared", "reuseport", "round_robin", "least_loaded", "affinity".',
+            ),
         ],
     )
     def test_runtime(self, line: str, said: str) -> None:
@@ -282,6 +285,24 @@ class TestWrongValues:
         assert refused("[runtime]\nrestart_delay_s = 60\n") == (
             "runtime.restart_delay_s = 60.0 (s.toml:2) is more than runtime.restart_delay_s_max = 30.0 (default)."
         )
+
+    @pytest.mark.parametrize(
+        ("dispatch", "why"),
+        [
+            ("reuseport", "the kernel distributes no connections of a unix socket"),
+            ("affinity", "clients of a unix socket have no address"),
+        ],
+    )
+    def test_a_dispatch_that_a_unix_socket_cannot_have(self, dispatch: str, why: str) -> None:
+        assert refused(f"[runtime]\ndispatch = '{dispatch}'\n", overrides={"server.uds": "s"}) == (
+            f'runtime.dispatch = "{dispatch}" (s.toml:2) cannot be used with server.uds = "s" (command line): {why}. '
+            'Use dispatch = "shared", "least_loaded" or "round_robin", or listen on server.host and server.port.'
+        )
+
+    @pytest.mark.parametrize("dispatch", ["auto", "shared", "least_loaded", "round_robin"])
+    def test_a_dispatch_that_a_unix_socket_can_have(self, dispatch: str) -> None:
+        loaded = from_file(f"[runtime]\ndispatch = '{dispatch}'\n", overrides={"server.uds": "s"})
+        assert loaded.config.runtime.dispatch == dispatch
 
 
 NUMBERS = sorted(path for path, key in KEYS.items() if bare_type(key.type) in (int, float))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -53,6 +54,37 @@ def test_a_port_with_old_connections_in_time_wait_can_be_bound_again() -> None:
         client.close()
     with open_listeners(ServerConfig(port=address[1])) as again:
         assert again.sockets[0].getsockname() == address
+
+
+def test_each_slot_has_a_listener_of_its_own() -> None:
+    """The kernel gives each of them some of the connections; what one has not accepted stays its own."""
+    with open_listeners(ServerConfig(port=0), 2) as listeners:
+        ((one,), (other,)) = (listeners.filenos(slot) for slot in range(2))
+        sockets = {fd: socket.socket(fileno=os.dup(fd)) for fd in (one, other)}
+        address = sockets[one].getsockname()
+        assert sockets[other].getsockname() == address
+        clients = [socket.create_connection(address, timeout=5) for _ in range(32)]
+        accepted: dict[int, int] = {}
+        for fd, sock in sockets.items():
+            assert not os.get_blocking(fd)
+            assert not os.get_inheritable(fd)
+            accepted[fd] = 0
+            with contextlib.suppress(BlockingIOError), sock:
+                while True:
+                    sock.accept()[0].close()
+                    accepted[fd] += 1
+        assert sum(accepted.values()) == len(clients)
+        assert min(accepted.values()) > 0
+        for client in clients:
+            client.close()
+
+
+def test_two_servers_with_listeners_for_each_slot_do_not_share_a_port() -> None:
+    """SO_REUSEPORT alone would let the second one in, and each would get some of the other's connections."""
+    with open_listeners(ServerConfig(port=0), 2) as listeners:
+        port = listeners.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigError, match="already in use"):
+            open_listeners(ServerConfig(port=port), 2)
 
 
 @needs_ipv6

@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stellane.config import Config
+from stellane.config import Config, RuntimeConfig
 from stellane.errors import ConfigError
 from stellane.recovery.context import CrashInfo
 from stellane.runtime.worker_process import _failed
 from stellane.supervisor.adoption import find_adopted_slots
+from stellane.supervisor.handover import open_handover
 from stellane.supervisor.messages import (
     LINE_BYTES_MAX,
     Failed,
@@ -50,15 +51,20 @@ def make_spec(**changes: object) -> WorkerSpec:
 def test_a_specification_arrives_whole_and_closes_its_file() -> None:
     """The configuration comes back as the same Config, and descriptors stop being inheritable."""
     own, theirs = socket.socketpair()
-    with own, theirs:
-        os.set_inheritable(theirs.fileno(), True)
-        sent = make_spec(control_fd=theirs.fileno(), target="x" * 300_000)
+    handover = open_handover(RuntimeConfig(dispatch="affinity", worker_threads=2))
+    assert handover is not None
+    with own, theirs, handover:
+        inherited = [theirs.fileno(), *handover.spec().descriptors()]
+        for each in inherited:
+            os.set_inheritable(each, True)
+        sent = make_spec(control_fd=theirs.fileno(), target="x" * 300_000, handover=handover.spec())
+        assert set(sent.inherited()) == set(handover.spec().descriptors())
         fd = os.memfd_create("spec")
         write_spec(sent, fd)
         received = read_spec(fd)
         assert msgspec.convert(received.config, Config) == Config()
         assert msgspec.structs.replace(received, config=sent.config) == sent
-        assert not os.get_inheritable(theirs.fileno())
+        assert not any(map(os.get_inheritable, inherited))
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
 

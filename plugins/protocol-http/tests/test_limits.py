@@ -265,6 +265,55 @@ def test_drain_closes_idle_connections_and_lets_busy_ones_finish(serve: Any) -> 
     assert busy.closed()
 
 
+def test_drain_answers_what_has_arrived_and_has_not_been_read(serve: Any) -> None:
+    """A request that was sent before is not lost, be it the first of its connection or a later one."""
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.respond(200, [], b"done")
+
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    server = serve(handler)
+    fresh, kept, idle = server.connect(), server.connect(), server.connect()
+    kept.send(request)
+    assert b"connection" not in kept.response().headers
+    deadline = time.monotonic() + 5
+    while server.protocol.statistics().connections < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    def send_and_drain() -> None:
+        # On the loop's thread: it cannot read before it drains.
+        for client in (fresh, kept):
+            client.send(request)
+        server.protocol.drain()
+
+    server.call(send_and_drain)
+    for client in (fresh, kept):
+        response = client.response()
+        assert response.body == b"done"
+        assert response.headers[b"connection"] == b"close"
+        assert client.closed()
+    assert idle.closed()
+
+
+def test_drain_does_not_wait_long_for_the_rest_of_a_request(serve: Any) -> None:
+    """A kept connection on which no more than an empty line has arrived has a head's time, not an idle one's."""
+
+    async def handler(exchange: Exchange) -> None:
+        exchange.respond(200, [], b"done")
+
+    server = serve(handler, http={"head_timeout_s": 0.1})
+    client = server.connect()
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert client.response().body == b"done"
+
+    def send_and_drain() -> None:
+        client.send(b"\r\n")
+        server.protocol.drain()
+
+    server.call(send_and_drain)
+    assert client.closed()
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [

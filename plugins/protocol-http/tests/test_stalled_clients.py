@@ -127,13 +127,14 @@ def test_a_client_that_never_reads_is_cut_off(large: Any) -> None:
     assert server.call(server.protocol.statistics).connections == 0
 
 
-def test_a_stalled_client_does_not_hold_up_a_drain(large: Any) -> None:
-    """What was answered is still its to read; what has not begun is not."""
+@pytest.mark.parametrize("unread", [b"", b"GET /more HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["all-read", "more-unread"])
+def test_a_stalled_client_does_not_hold_up_a_drain(large: Any, unread: bytes) -> None:
+    """What was answered is still its to read; what has not begun is not, nor is what it sends meanwhile read."""
     server, begun = large()
     client = _connect(server)
     client.send(_requests())
     assert _settled(begun) < REQUESTS
-    server.call(server.protocol.drain)
+    server.call(lambda: (client.send(unread), server.protocol.drain()))
     count = len(begun)
     for number in range(count):
         assert client.response().body.rstrip(b".") == b"/%d" % number

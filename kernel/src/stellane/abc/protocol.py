@@ -154,8 +154,19 @@ class Protocol(abc.ABC):
         """What `loop.create_server` takes. Call it once, on the running loop."""
 
     @abc.abstractmethod
+    def watch_connections(self, changed: Callable[[int], None]) -> None:
+        """Call `changed` with the number of open connections each time it has changed.
+
+        A connection counts from `connection_made` to `connection_lost`, also one that is refused. Asked for
+        once at most, before the first connection, and only where connections are shared by their number.
+        """
+
+    @abc.abstractmethod
     def drain(self) -> None:
-        """Close idle connections now and busy ones after the response in hand."""
+        """Close idle connections now and busy ones after the response in hand.
+
+        One is not idle when bytes have arrived on it that the loop has not read yet.
+        """
 
     @abc.abstractmethod
     async def wait_drained(self) -> None:

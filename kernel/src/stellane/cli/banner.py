@@ -21,7 +21,7 @@ def print_banner(addresses: Sequence[str], facts: Sequence[dict[str, Any]], *, s
         "listening": ", ".join(addresses),
         "application": f"{first['target']} ({first['application']})",
         "backend": f"{first['backend']} ({first['loop']}); {first['backend_why']}",
-        "workers": f"{len(facts)} process{'es' if len(facts) > 1 else ''}" if supervised else "1, in this process",
+        "workers": _workers(first, len(facts)) if supervised else "1, in this process",
         "codec": first["codec"],
         "journal": _journal(first, pending),
     }
@@ -31,6 +31,11 @@ def print_banner(addresses: Sequence[str], facts: Sequence[dict[str, Any]], *, s
     console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
     console.print(Text(f"stellane {metadata.version('stellane-kernel')}", style="bold"))
     console.print(table)
+
+
+def _workers(facts: dict[str, Any], count: int) -> str:
+    sharing = f"; dispatch {facts['dispatch']}" if facts["dispatch"] != "shared" else ""
+    return f"{count} process{'es' if count > 1 else ''}{sharing}"
 
 
 def _journal(facts: dict[str, Any], pending: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +88,11 @@ class _Draft:
             self.problems.append(f"{setting}: {error}.")
         self.origins[setting.path] = setting.origin
 
+
+_DISPATCH_WITHOUT_UDS = {
+    "reuseport": "the kernel distributes no connections of a unix socket",
+    "affinity": "clients of a unix socket have no address",
+}
 
 _HINTS = {item.name: item.type for item in msgspec.structs.fields(Config)}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -193,13 +198,24 @@ def _finish(draft: _Draft, path: Path | None) -> LoadedConfig:
         sections[name] = table(**{path.removeprefix(f"{name}."): draft.values[path] for path in given})
     config = Config(**sections)
     origins = {name: Origin() for name in KEYS} | draft.origins
+    _refuse(_contradictions(config, origins))
+    return LoadedConfig(config=config, origins=origins, path=path)
+
+
+def _contradictions(config: Config, origins: Mapping[str, Origin]) -> Iterator[str]:
     delay, delay_max = config.runtime.restart_delay_s, config.runtime.restart_delay_s_max
     if delay > delay_max:
-        raise ConfigError(
+        yield (
             f"runtime.restart_delay_s = {delay} ({origins['runtime.restart_delay_s']}) is more than "
             f"runtime.restart_delay_s_max = {delay_max} ({origins['runtime.restart_delay_s_max']})."
         )
-    return LoadedConfig(config=config, origins=origins, path=path)
+    dispatch, uds = config.runtime.dispatch, config.server.uds
+    if uds and dispatch in _DISPATCH_WITHOUT_UDS:
+        yield (
+            f'runtime.dispatch = "{dispatch}" ({origins["runtime.dispatch"]}) cannot be used with '
+            f'server.uds = "{uds}" ({origins["server.uds"]}): {_DISPATCH_WITHOUT_UDS[dispatch]}. '
+            'Use dispatch = "shared", "least_loaded" or "round_robin", or listen on server.host and server.port.'
+        )
 
 
 def _put_known(draft: _Draft, setting: _Setting) -> None:

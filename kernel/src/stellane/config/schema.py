@@ -71,9 +71,15 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Open client connections in one worker; further ones are answered 503 and closed."""
     enable_cpu_affinity: bool = False
     """Pin worker i to the i-th CPU this process may use."""
-    dispatch: Annotated[str, choices(("auto", "shared"), ("reuseport", "round_robin", "least_loaded", "affinity"))] = (
+    dispatch: Annotated[str, choices(("auto", "shared", "reuseport", "round_robin", "least_loaded", "affinity"))] = (
         "auto"
     )
+    """Which worker serves a new connection. "auto" is "shared": whoever is first to accept it, which is
+    cheapest and goes round a busy worker, but can leave a few long connections all on one. "reuseport":
+    the kernel, by a hash of both addresses over a listener for each worker. The others hand an accepted
+    connection to the right worker before it is read: "least_loaded", the one with the fewest open
+    connections; "round_robin", each in turn; "affinity", the same one for all connections of a client's
+    address, as the server sees it. With server.uds neither "reuseport" nor "affinity"."""
     restart_delay_s: Seconds = 0.1
     """Delay before a worker that died young is started again; doubles each time."""
     restart_delay_s_max: PositiveSeconds = 30.0

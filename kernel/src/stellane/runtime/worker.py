@@ -32,8 +32,10 @@ from stellane.recovery.journal import Journal
 from stellane.recovery.recorder import Recorder
 from stellane.recovery.replay import Replayer, recover_all
 from stellane.runtime.application import Application
+from stellane.runtime.dispatcher import Dispatcher
 from stellane.runtime.spine import Spine
 from stellane.supervisor.adoption import find_adopted_slots
+from stellane.supervisor.handover import Handover
 from stellane.supervisor.messages import EXIT_JOURNAL, sign_interval_s
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -51,6 +53,7 @@ class Worker:
     With `on_leaving`, which is told why, a worker whose journal fails stops by itself and `run`
     returns EXIT_JOURNAL; without, nobody would replace it, and it refuses what must be journaled.
     `on_turning` is called by the loop, every `sign_interval_s`, from then on.
+    With `handover` the connections are shared among the workers by runtime.dispatch.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Worker:
         listeners: Sequence[socket.socket],
         slot: int = 0,
         slots: int = 1,
+        handover: Handover | None = None,
         crashes: Sequence[CrashInfo] = (),
         on_ready: Callable[[dict[str, Any]], None] = lambda _facts: None,
         on_failed: Callable[[BaseException], None] = lambda _error: None,
@@ -73,6 +77,8 @@ class Worker:
         self._target = target
         self._listeners = listeners
         self._slots = slots
+        self._handover = handover
+        self._dispatcher: Dispatcher | None = None
         self._crashes = crashes
         self._on_ready = on_ready
         self._on_failed = on_failed
@@ -142,7 +148,7 @@ class Worker:
                 recorder=self._recorder,
             )
             factory = self.protocol.connection_factory(spine.begin, config=self.config, loop=loop)
-            servers = [await self._serve(loop, factory, listener) for listener in self._listeners]
+            servers = await self._accept(loop, factory, stack)
             if self._journals:
                 self._replay = loop.create_task(recover_all([self._replayer(j, spine) for j in self._journals]))
                 self._replay.add_done_callback(_log_outcome)
@@ -156,6 +162,22 @@ class Worker:
             hook.stellane_worker_stopping(worker=self)
             await self._drain(servers, spine)
         hook.stellane_worker_stopped(worker=self)
+
+    async def _accept(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        factory: Callable[[], asyncio.Protocol],
+        stack: contextlib.AsyncExitStack,
+    ) -> list[asyncio.Server]:
+        if self._handover is None:
+            return [await self._serve(loop, factory, listener) for listener in self._listeners]
+        dispatcher = self._dispatcher = Dispatcher(
+            self._handover, self.slot, listeners=self._listeners, factory=factory, loop=loop
+        )
+        self.protocol.watch_connections(dispatcher.count)
+        stack.callback(dispatcher.close)
+        dispatcher.open()
+        return []
 
     async def _serve(
         self, loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.Protocol], listener: socket.socket
@@ -174,6 +196,8 @@ class Worker:
             await asyncio.sleep(shutdown.drain_delay_s)
         for server in servers:
             server.close()
+        if self._dispatcher is not None:
+            await self._dispatcher.drain()
         if self._replay is not None:
             self._replay.cancel()
         self.protocol.drain()
@@ -273,6 +297,7 @@ class Worker:
             "loop": self.backend.statistics().loop_class,
             "codec": self.protocol.codec,
             "workers": self.config.runtime.worker_threads,
+            "dispatch": self._dispatch(),
             "journal": recovery.journal_backend if self._policy is not None else "off",
             "journal_path": recovery.journal_path,
             "durability": recovery.durability if self._policy is not None else "none",
@@ -284,6 +309,11 @@ class Worker:
         if self._on_turning is not None and interval_s:
             self._on_turning()
             loop.call_later(interval_s, self._tell_that_it_turns, loop)
+
+    def _dispatch(self) -> str:
+        """With one worker every mode is the same."""
+        chosen = self.config.runtime.dispatch
+        return "shared" if chosen == "auto" or self._slots == 1 else chosen
 
     def _supervisor_gone(self) -> None:
         assert self._control is not None

@@ -23,6 +23,7 @@ from stellane.config.loader import LoadedConfig, Origin
 from stellane.errors import StellaneError
 from stellane.runtime.placement import pin_to_cpu
 from stellane.runtime.worker import EXIT_STARTUP, Worker
+from stellane.supervisor.handover import Handover
 from stellane.supervisor.messages import (
     DUMP_SIGNAL,
     Failed,
@@ -87,6 +88,7 @@ def _make(spec: WorkerSpec, config: Config, control: socket.socket) -> Worker:
         listeners=[socket.socket(fileno=fd) for fd in spec.listener_fds],
         slot=spec.slot,
         slots=spec.slots,
+        handover=Handover.attach(spec.handover) if spec.handover is not None else None,
         crashes=spec.crashes,
         on_ready=on_ready,
         on_failed=on_failed,

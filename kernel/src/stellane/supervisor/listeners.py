@@ -2,14 +2,18 @@
 
 Because the supervisor holds them, a connection that arrives while every worker is dead waits
 in the kernel's queue (up to `server.backlog`) for the next worker instead of being refused.
+That holds for listeners that are one worker's own (SO_REUSEPORT; socket(7)), too: what waits in
+the queue of one whose worker has died is neither lost nor given to another.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,20 +39,31 @@ class Listeners:
     deliberate act.
     """
 
-    def __init__(self, sockets: list[socket.socket], addresses: tuple[str, ...], unix_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        addresses: tuple[str, ...],
+        unix_path: Path | None = None,
+        *,
+        further: Sequence[list[socket.socket]] = (),
+    ) -> None:
+        """`further` are the sockets of the slots from 1 on, when each slot has its own."""
         self.sockets = sockets
+        """One for each address: every slot's, or those of slot 0."""
+        self._by_slot = [sockets, *further]
         self.addresses = addresses
         """`http://127.0.0.1:8000` or `unix:/run/app.sock`, with the port the kernel chose for 0."""
         self._unix_path = unix_path
         self._unix_identity = _identity(unix_path) if unix_path is not None else None
 
-    def filenos(self) -> list[int]:
-        """Descriptor numbers, in the order of `addresses`."""
-        return [sock.fileno() for sock in self.sockets]
+    def filenos(self, slot: int = 0) -> list[int]:
+        """Descriptor numbers of the slot's sockets, in the order of `addresses`."""
+        sockets = self._by_slot[slot] if len(self._by_slot) > 1 else self.sockets
+        return [sock.fileno() for sock in sockets]
 
     def close(self) -> None:
         """Close the sockets and remove the unix socket's file, if it is still this one."""
-        for sock in self.sockets:
+        for sock in itertools.chain(*self._by_slot):
             sock.close()
         if self._unix_path is not None and _identity(self._unix_path) == self._unix_identity:
             self._unix_path.unlink(missing_ok=True)
@@ -63,27 +78,30 @@ class Listeners:
         self.close()
 
 
-def open_listeners(server: ServerConfig) -> Listeners:
+def open_listeners(server: ServerConfig, own_listeners: int = 1) -> Listeners:
     """Bind and listen where [server] says: on `uds` if it is set, else on every address of `host`.
 
     SO_REUSEADDR is set, so connections of a previous run in TIME_WAIT do not matter. Host "::"
     takes IPv4 as well. With port 0 the kernel chooses a port, the same for all addresses.
+    With `own_listeners` of 2 and more each of so many slots gets sockets of its own, among which
+    the kernel distributes the connections by a hash of their addresses; never for a unix socket.
     Raises ConfigError that names the address, what is in the way and what to do.
     """
     if server.uds:
         return _listen_unix(server.uds, server.backlog)
-    return _listen_tcp(server.host, server.port, server.backlog)
+    return _listen_tcp(server.host, server.port, server.backlog, own_listeners)
 
 
-def _listen_tcp(host: str, port: int, backlog: int) -> Listeners:
+def _listen_tcp(host: str, port: int, backlog: int, own_listeners: int) -> Listeners:
     sockets: list[socket.socket] = []
+    further: list[list[socket.socket]] = []
     absent: OSError | None = None
     try:
         for family, address in _resolve(host, port):
             # port 0 lets the kernel choose once; the further addresses follow the first
             chosen = port or (sockets[0].getsockname()[1] if sockets else 0)
             try:
-                sockets.append(_bind_tcp(family, (address[0], chosen, *address[2:]), backlog))
+                sockets.append(_bind_tcp(family, (address[0], chosen, *address[2:]), backlog, shares=own_listeners > 1))
             except OSError as error:
                 # a name such as localhost may have addresses this machine does not
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -91,11 +109,18 @@ def _listen_tcp(host: str, port: int, backlog: int) -> Listeners:
                 absent = error
         if not sockets and absent is not None:
             raise _tcp_error(absent, host, port) from absent
+        for _ in range(1, own_listeners):
+            further.append([])
+            for first in sockets:
+                try:
+                    further[-1].append(_bind_tcp(first.family, first.getsockname(), backlog, joins=True))
+                except OSError as error:
+                    raise _tcp_error(error, host, first.getsockname()[1]) from error
     except BaseException:
-        for sock in sockets:
+        for sock in itertools.chain(sockets, *further):
             sock.close()
         raise
-    return Listeners(sockets, tuple(_url(sock) for sock in sockets))
+    return Listeners(sockets, tuple(_url(sock) for sock in sockets), further=further)
 
 
 def _resolve(host: str, port: int) -> list[_Address]:
@@ -116,7 +141,10 @@ def _resolve(host: str, port: int) -> list[_Address]:
     return list(unique)
 
 
-def _bind_tcp(family: socket.AddressFamily, address: tuple[Any, ...], backlog: int) -> socket.socket:
+def _bind_tcp(
+    family: int, address: tuple[Any, ...], backlog: int, *, shares: bool = False, joins: bool = False
+) -> socket.socket:
+    """`shares`: others may join it afterwards. `joins`: it is one of those."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -124,7 +152,13 @@ def _bind_tcp(family: socket.AddressFamily, address: tuple[Any, ...], backlog: i
         if family == socket.AF_INET6:
             # Said outright, because the default is a sysctl (net.ipv6.bindv6only).
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address[0] == "::" else 1)
+        if joins:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
+        if shares:
+            # Only once it is bound: with the option set before, it would join another server on this port
+            # that has it too, and neither would be told that the address is in use.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.listen(backlog)
     except BaseException:
         sock.close()

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from stellane.recovery.context import CrashInfo
+from stellane.supervisor.handover import HandoverSpec
 
 LINE_BYTES_MAX = 1_048_576
 """Longest line a worker may send; a longer one is a broken worker, not a message."""
@@ -65,6 +66,12 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How the earlier processes of this slot ended, oldest first; empty on a first start."""
     start_number: int
     """1 for the slot's first process, then one more for each replacement."""
+    handover: HandoverSpec | None = None
+    """What it shares its connections with; None when each worker serves what it accepts."""
+
+    def inherited(self) -> tuple[int, ...]:
+        """The descriptors the worker has besides its control socket and this specification."""
+        return (*self.listener_fds, *(self.handover.descriptors() if self.handover is not None else ()))
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready", tag_field="message"):
@@ -119,7 +126,7 @@ def read_spec(fd: int) -> WorkerSpec:
     """
     with os.fdopen(fd, "rb") as file:
         spec = _spec_decoder.decode(file.read())
-    for inherited in (*spec.listener_fds, spec.control_fd):
+    for inherited in (*spec.inherited(), spec.control_fd):
         os.set_inheritable(inherited, False)
     return spec
 

@@ -99,7 +99,7 @@ def spawn_worker(spec: WorkerSpec, command: Sequence[str] = WORKER_COMMAND) -> W
         process = subprocess.Popen(  # noqa: S603 - the command is ours, not a request's
             [*command, "--spec-fd", str(spec_fd)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(spec_fd, theirs.fileno(), *spec.listener_fds),
+            pass_fds=(spec_fd, theirs.fileno(), *spec.inherited()),
             process_group=0,
         )
     except BaseException:

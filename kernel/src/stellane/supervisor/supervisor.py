@@ -21,6 +21,7 @@ import msgspec
 from stellane.config import Config, LoadedConfig
 from stellane.recovery.context import CrashInfo
 from stellane.supervisor import reports
+from stellane.supervisor.handover import Handover
 from stellane.supervisor.hang import HangWatch
 from stellane.supervisor.listeners import Listeners
 from stellane.supervisor.messages import DUMP_SIGNAL, Failed, Leaving, Ready, Turning, WorkerSpec
@@ -76,6 +77,7 @@ class Supervisor:
         listeners: Listeners,
         *,
         app_dir: str,
+        handover: Handover | None = None,
         on_ready: Callable[[Started], None] = lambda _started: None,
         on_failed: Callable[[Failed], None] = lambda _failed: None,
         worker_command: Sequence[str] = WORKER_COMMAND,
@@ -85,6 +87,7 @@ class Supervisor:
         self._target = target
         self._app_dir = app_dir
         self._listeners = listeners
+        self._handover = handover
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._worker_command = worker_command
@@ -176,11 +179,12 @@ class Supervisor:
             origins=self._origins_data,
             slot=slot.number,
             slots=len(self._slots),
-            listener_fds=self._listeners.filenos(),
+            listener_fds=self._listeners.filenos(slot.number),
             control_fd=-1,
             supervisor_pid=os.getpid(),
             crashes=list(slot.crashes),
             start_number=slot.start_number,
+            handover=self._handover.spec() if self._handover is not None else None,
         )
 
     def _on_no_process(self, slot: Slot, error: OSError) -> None:
@@ -258,6 +262,9 @@ class Supervisor:
         if process.control.fileno() != -1:
             self._selector.unregister(process.control)
         end = process.reap(self._oom_kills)
+        if self._handover is not None:
+            # Not before it is reaped: until then the line is its own.
+            self._handover.table.clear(slot.number)
         now = time.monotonic()
         was_ready = slot.ready
         end = slot.vacate(end)
@@ -265,7 +272,11 @@ class Supervisor:
             self._on_stopped(slot, end, was_ready=was_ready)
             return
         lived_s = slot.lived_s(now)
-        reports.worker_died(end, lived_s=lived_s, restart_in_s=slot.plan_restart(now))
+        delay = slot.plan_restart(now)
+        if delay and self._handover is not None:
+            # A successor that starts at once takes what waits in the inbox; this one would let it wait too long.
+            self._handover.pass_on(slot.number)
+        reports.worker_died(end, lived_s=lived_s, restart_in_s=delay)
 
     def _starting(self) -> bool:
         return len(self._first_ready) < len(self._slots)

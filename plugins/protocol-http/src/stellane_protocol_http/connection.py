@@ -26,6 +26,7 @@ from stellane_protocol_http.exchange import H1Exchange, body_timed_out, body_too
 from stellane_protocol_http.head_rules import METHODS, line_too_long, refuse_tls, unreadable
 from stellane_protocol_http.known_heads import is_one_head
 from stellane_protocol_http.phases import BUSY, HEAD, LINGER, NEVER, RESUME, SKIP, STALLED
+from stellane_protocol_http.unread import has_unread
 from stellane_protocol_http.usual_request import UsualConnection
 
 if TYPE_CHECKING:
@@ -483,9 +484,13 @@ class H1Connection(UsualConnection, asyncio.Protocol):
             self._transport.abort()
 
     def drain(self) -> None:
-        """Close now when idle, else after the response in hand."""
+        """Close now when idle, else after the response in hand, or the one to a request that waits to be read."""
         self.keeps_alive = False
-        if self.phase in (HEAD, STALLED) and not self._head_bytes and not self.lost:
+        if self.phase not in (HEAD, STALLED) or self._head_bytes or self.lost:
+            return
+        if self.phase == HEAD and has_unread(self._transport):
+            self.deadline = self.clock.now + self._protocol.http.head_timeout_s
+        else:
             self._close()
 
     def expire(self) -> None:

@@ -33,6 +33,7 @@ class HttpProtocol(Protocol):
         self.clock = Clock()
         self._connections: set[H1Connection] = set()
         self._connections_total = 0
+        self._count_changed: Callable[[int], None] | None = None
         self._draining = False
         self._upgrade_told = False
         self._empty: asyncio.Future[None] | None = None
@@ -57,10 +58,15 @@ class HttpProtocol(Protocol):
         call_in_forked_child(self._forked)
         return lambda: H1Connection(self)
 
+    def watch_connections(self, changed: Callable[[int], None]) -> None:
+        self._count_changed = changed
+
     def connection_opened(self, connection: H1Connection) -> bool:
         """Count a new connection; False when there are too many and it must be refused."""
         self._connections.add(connection)
         self._connections_total += 1
+        if self._count_changed is not None:
+            self._count_changed(len(self._connections))
         if self._tick_handle is None:
             self._look_at_clock()
             self._tick_handle = self.loop.call_later(TICK_S, self._tick)
@@ -78,6 +84,8 @@ class HttpProtocol(Protocol):
     def connection_closed(self, connection: H1Connection) -> None:
         """Forget a connection that is lost."""
         self._connections.discard(connection)
+        if self._count_changed is not None:
+            self._count_changed(len(self._connections))
         if not self._connections and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
