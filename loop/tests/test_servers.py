@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import resource
 import socket
+import sys
 import time
 
 import pytest
@@ -253,5 +255,49 @@ def test_peername_of_an_accepted_connection_outlives_a_reset(run):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
             assert await asyncio.wait_for(names.get(), 5) == name
+
+    run(main())
+
+
+def test_who_was_accepted_before_the_server_closed_is_served_and_the_others_are_left_to_the_next(run, poller):
+    """A poller may accept before it tells: such a connection is nobody else's, and the listener may be held elsewhere."""
+    clients = 5
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=clients)
+        held = listener.dup()
+        server = await loop.create_server(Echo, sock=listener)
+        await asyncio.sleep(0.01)
+        peers = [socket.create_connection(held.getsockname(), timeout=10) for _ in range(clients)]
+        for peer in peers:
+            peer.sendall(b"asked")
+        # It runs between the poll that finds them and what that poll would tell.
+        loop.call_soon(server.close)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not server.is_serving()
+        waiting = asyncio.ensure_future(server.wait_closed())
+        left = 0
+        held.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                held.accept()[0].close()
+                left += 1
+        answers = await asyncio.gather(*(asyncio.to_thread(answer_of, peer) for peer in peers))
+        assert answers.count(b"asked") == clients - left
+        assert left == (0 if poller == "io_uring" else clients)
+        if sys.version_info >= (3, 12):
+            assert waiting.done() == (left == clients)  # it counts them until they end
+        for peer in peers:
+            peer.close()
+        await asyncio.wait_for(waiting, 10)
+        held.close()
+
+    def answer_of(peer: socket.socket) -> bytes:
+        try:
+            return peer.recv(100)
+        except OSError:
+            return b""
 
     run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 
 import pytest
@@ -59,5 +60,42 @@ def test_records_that_arrive_byte_by_byte_are_whole_and_close_notify_is_told(run
         assert asyncio.get_running_loop().statistics().open == idle
         server.close()
         proxy.close()
+
+    run(main())
+
+
+def test_who_was_accepted_before_the_server_closed_is_greeted_afterwards(run, tls, poller):
+    """Its handshake is a task of its own, which begins when the server has told everybody that it is closed."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        told: list[dict] = []
+        idle = loop.statistics().open
+        loop.set_exception_handler(lambda _loop, context: told.append(context))
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readexactly(5))
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=tls[0])
+        await asyncio.sleep(0.01)
+        peer = socket.create_connection(server.sockets[0].getsockname(), timeout=10)
+        # It runs between the poll that finds the connection and what that poll would tell.
+        loop.call_soon(server.close)
+        await asyncio.sleep(0)
+        await asyncio.wait_for(server.wait_closed(), 10)
+        if poller == "epoll":  # nothing was accepted, and the kernel refuses what waited
+            peer.close()
+            return
+        peer.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=peer, ssl=tls[1], server_hostname="127.0.0.1")
+        writer.write(b"asked")
+        assert await reader.read() == b"asked"
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        await settled(loop, idle)
+        assert told == []
 
     run(main())

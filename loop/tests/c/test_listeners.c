@@ -264,6 +264,44 @@ static void test_accept_without_descriptors(void) {
 }
 
 #define TEST(name) {#name, test_##name}
+/* Each of `clients` is told to the owner, taken before the end, or left in the kernel's backlog for another listener. */
+static void taken_before_the_end(bool after_a_turn) {
+    enum { CLIENTS = 6 };
+    st_poller *poller = new_poller();
+    int port, error = 0, fd = listen_tcp(&port), clients[CLIENTS], seen = 0, one;
+    owner *self = new_owner(poller);
+    self->listener = poller->ops->listener_open(poller, fd, self, &error);
+    poller->ops->listener_start(self->listener, 1);
+    turn(poller, 0);
+    int before = open_descriptors();
+    for (int i = 0; i < CLIENTS; i++)
+        clients[i] = connect_tcp(port);
+    if (after_a_turn) /* tells one: the others are more than the owner takes at once */
+        TURN_UNTIL(poller, self->accepted == 1);
+    for (int i = 0; i < self->accepted; i++, seen++)
+        close(self->fds[i]);
+    if (poller->ops->listener_take != NULL)
+        for (; (one = poller->ops->listener_take(self->listener)) >= 0; seen++)
+            close(one);
+    poller->ops->listener_close(self->listener);
+    for (; (one = accept4(fd, NULL, NULL, SOCK_NONBLOCK)) >= 0; seen++)
+        close(one);
+    CHECK_EQ(seen, CLIENTS);
+    close(fd);
+    for (int i = 0; i < CLIENTS; i++)
+        close(clients[i]);
+    TURN_UNTIL(poller, self->closed);
+    CHECK_EQ(self->accepted, after_a_turn ? 1 : 0);
+    CHECK_EQ(open_descriptors(), before - 1);
+    free_owner(self);
+    poller->ops->free(poller);
+}
+
+static void test_taken_before_the_end(void) {
+    taken_before_the_end(true);
+    taken_before_the_end(false);
+}
+
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(accepts_per_turn),
@@ -272,6 +310,7 @@ int main(int argc, char **argv) {
         TEST(stopped_with_more_to_come),
         TEST(bursts),
         TEST(closed_with_connections_to_come),
+        TEST(taken_before_the_end),
         TEST(freed_with_connections_to_come),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);

@@ -115,6 +115,9 @@ typedef struct st_poller_ops {
     st_listener *(*listener_open)(st_poller *, int fd, void *owner, int *error); /* fd stays the caller's */
     int (*listener_start)(st_listener *, unsigned backlog); /* at most backlog accepts a turn */
     void (*listener_stop)(st_listener *);
+    /* Before listener_close, and instead of another start: a connection that was accepted and not told, or -1 when there is
+     * none; what is not taken is closed. NULL where nothing is accepted before it can be told. */
+    int (*listener_take)(st_listener *);
     void (*listener_close)(st_listener *); /* once it returns nothing is accepted; the caller may close fd */
 
     /* -EPERM, from either of the two: not pollable, as epoll_ctl(2). Several watches and a stream may be open on one

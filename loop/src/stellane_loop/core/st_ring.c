@@ -275,7 +275,7 @@ int st_ring_work_waits(const st_ring *ring) { return (load_acquire(ring->kernel_
 
 unsigned st_ring_ready(const st_ring *ring) { return load_acquire(ring->kernel_cq_tail) - *ring->kernel_cq_head; }
 
-const st_uring_cqe *st_ring_cqe(const st_ring *ring, unsigned index) {
+st_uring_cqe *st_ring_cqe(const st_ring *ring, unsigned index) {
     return &ring->cqes[(*ring->kernel_cq_head + index) & ring->cq_mask];
 }
 

@@ -83,7 +83,7 @@ bool st_ring_lost(const st_ring *ring);
 int st_ring_work_waits(const st_ring *ring);
 /* Completions that are there now; st_ring_cqe(ring, 0) is the oldest. */
 unsigned st_ring_ready(const st_ring *ring);
-const st_uring_cqe *st_ring_cqe(const st_ring *ring, unsigned index);
+st_uring_cqe *st_ring_cqe(const st_ring *ring, unsigned index);
 void st_ring_consume(st_ring *ring, unsigned count);
 
 /* Maps memory for `count` (a power of two, at most 32768) buffers once; publishes at first `published` of them. */

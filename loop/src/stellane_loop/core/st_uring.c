@@ -63,9 +63,11 @@ static void close_ring(st_uring *poller) {
     poller->quiet_count = 0;
 }
 
+bool st_uring_is_ours(const st_uring *poller) { return poller->ring_open && poller->thread == this_thread(); }
+
 void st_uring_cancel_now(st_uring *poller) {
     /* In another thread than the ring's it has to wait for the next turn, which drops that ring. */
-    if (poller->ring_open && poller->thread == this_thread() && st_ring_queued(&poller->ring) > 0)
+    if (st_uring_is_ours(poller) && st_ring_queued(&poller->ring) > 0)
         st_ring_enter(&poller->ring, 0, 0, 0);
 }
 
@@ -296,7 +298,7 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     poller->turn++;
     poller->counted.turns++;
     poller->callbacks = 0;
-    if (!poller->ring_open || poller->thread != this_thread()) {
+    if (!st_uring_is_ours(poller)) {
         int error = move(poller);
         if (error < 0)
             return error;
@@ -324,7 +326,7 @@ static void begin(st_poller *base) { ((st_uring *)base)->run_turns = 1; }
 static void settle(st_poller *base) {
     st_uring *poller = (st_uring *)base;
     poller->run_turns = 0;
-    if (poller->forked || !poller->ring_open || poller->thread != this_thread())
+    if (poller->forked || !st_uring_is_ours(poller))
         return;
     if (poller->dirty.first != NULL || st_ring_queued(&poller->ring) > 0) {
         flush(poller);
@@ -455,6 +457,7 @@ static const st_poller_ops uring_ops = {
     .listener_open = st_uring_listener_open,
     .listener_start = st_uring_listener_start,
     .listener_stop = st_uring_listener_stop,
+    .listener_take = st_uring_listener_take,
     .listener_close = st_uring_listener_close,
     .watch_open = st_uring_watch_open,
     .watch_set = st_uring_watch_set,

@@ -200,6 +200,7 @@ st_uring_sqe *st_uring_prepare(st_uring *poller, st_unit *unit, st_op_kind kind,
 bool st_uring_cancel(st_uring *poller, uint64_t operation); /* false: no room */
 /* A request keeps its file open even when the owner closes the descriptor next: the listener would go on listening, the
  * peer would see no end. So what the owner takes back for good is not left to a turn that may not come for long. */
+bool st_uring_is_ours(const st_uring *poller); /* there is a ring, and it is this thread's */
 void st_uring_cancel_now(st_uring *poller);
 bool st_uring_poll(st_uring *poller, st_unit *unit, st_op_kind kind, void *object, uint64_t *operation, int fd,
                    unsigned events);
@@ -253,6 +254,7 @@ void st_uring_stream_close(st_stream *stream, int keep_fd);
 st_listener *st_uring_listener_open(st_poller *poller, int fd, void *owner, int *error);
 int st_uring_listener_start(st_listener *listener, unsigned backlog);
 void st_uring_listener_stop(st_listener *listener);
+int st_uring_listener_take(st_listener *listener);
 void st_uring_listener_close(st_listener *listener);
 st_watch *st_uring_watch_open(st_poller *poller, int fd, void *owner, int *error);
 int st_uring_watch_set(st_watch *watch, unsigned events);

@@ -96,6 +96,35 @@ static void hold(st_uring_listener *listener, int fd) {
         st_unit_due(poller_of(listener), &listener->unit);
 }
 
+/* What the kernel has accepted and the turn has not come to, out of the completions. */
+static void hold_completed(st_uring_listener *listener) {
+    st_uring *poller = poller_of(listener);
+    if (listener->operation == ST_OP_NONE || listener->armed_poll || !st_uring_is_ours(poller))
+        return;
+    if (st_uring_listener_flush(listener))
+        st_uring_cancel_now(poller);
+    for (unsigned i = 0, ready = st_ring_ready(&poller->ring); i < ready; i++) {
+        st_uring_cqe *completion = st_ring_cqe(&poller->ring, i);
+        if (completion->user_data != listener->operation || completion->result < 0)
+            continue;
+        hold(listener, completion->result);
+        completion->result = -ECANCELED; /* the turn will come to it, and must not find the connection again */
+    }
+}
+
+int st_uring_listener_take(st_listener *base) {
+    st_uring_listener *listener = (st_uring_listener *)base;
+    if (listener->unit.closing || poller_of(listener)->forked)
+        return -1;
+    listener->accepting = false;
+    hold_completed(listener);
+    if (listener->held_count == 0)
+        return -1;
+    poller_of(listener)->counted.accepts++;
+    listener->held_count--;
+    return listener->held[listener->held_first++];
+}
+
 static bool turn_is_full(st_uring_listener *listener) {
     st_uring *poller = poller_of(listener);
     if (listener->counted_turn != poller->turn) {

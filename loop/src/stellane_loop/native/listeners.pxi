@@ -3,12 +3,21 @@
 cdef bint server_counts_transports = sys.version_info >= (3, 13)  # Server._attach takes the transport
 
 
-cdef int server_attach(server, StreamTransport transport) except -1:
-    if server_counts_transports:
+cdef bint server_attach(server, StreamTransport transport) except -1:
+    """Whether the server counts the connection: not one that has closed and told those who waited for that."""
+    if server._sockets is None:
+        # It closes just now. Its own _attach takes no connection any more, but this one was accepted before.
+        if server._waiters is None:
+            return False
+        if server_counts_transports:
+            server._clients.add(transport)
+        else:
+            server._active_count += 1
+    elif server_counts_transports:
         server._attach(transport)
     else:
         server._attach()
-    return 0
+    return True
 
 
 cdef int server_detach(server, StreamTransport transport) except -1:
@@ -26,6 +35,7 @@ cdef class Listener(Owned):
     cdef object sock, factory, tls, server, context
     cdef unsigned backlog
     cdef tuple timeouts
+    cdef bint ending
 
     cdef int open(self, LoopCore loop) except -1:
         cdef int error = 0
@@ -93,6 +103,10 @@ cdef class Listener(Owned):
                 raise
         finally:
             PyContext_Exit(context)
+        if self.ending:
+            # Whoever closes a server does not expect to be called back in the middle of that.
+            self.loop.soon(transport._begin, (None,), context)
+            return 0
         return transport.begin(None, True)
 
     cdef int accept_tls(self, int fd) except -1:
@@ -112,6 +126,14 @@ cdef class Listener(Owned):
         return 0
 
     cdef void end(self) noexcept:
+        cdef int fd = 0
+        if self.listener == NULL or self.ending:
+            return
+        self.ending = True
+        while fd >= 0 and self.loop.poller.ops.listener_take != NULL:
+            fd = self.loop.poller.ops.listener_take(self.listener)
+            if fd >= 0:
+                self.on_accepted(fd)
         if self.listener != NULL:
             self.loop.poller.ops.listener_close(self.listener)
             self.listener = NULL

@@ -64,6 +64,7 @@ cdef extern from "core/st_poller.h":
         st_listener *(*listener_open)(st_poller *, int, void *, int *) noexcept
         int (*listener_start)(st_listener *, unsigned) noexcept
         void (*listener_stop)(st_listener *) noexcept
+        int (*listener_take)(st_listener *) noexcept
         void (*listener_close)(st_listener *) noexcept
         st_watch *(*watch_open)(st_poller *, int, void *, int *) noexcept
         int (*watch_set)(st_watch *, unsigned) noexcept

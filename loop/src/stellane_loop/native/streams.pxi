@@ -19,9 +19,8 @@ cdef class StreamTransport(StreamReceiver):
             raise OSError(-error, os.strerror(-error))
         loop.own(self)
         loop.streams[fd] = self
-        self.server = server
-        if server is not None:
-            server_attach(server, self)
+        if server is not None and server_attach(server, self):
+            self.server = server
         return 0
 
     cdef take_protocol(self, protocol):
