@@ -101,6 +101,22 @@ def journal_engine() -> str:
 
 
 @pytest.fixture
+def extension(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """Installs the module's text as a stranger's distribution with the extension `listener`; what the environment needs."""
+
+    def install(module: str) -> dict[str, str]:
+        site = tmp_path / "site"
+        information = site / "acme_listener-1.0.dist-info"
+        information.mkdir(parents=True)
+        (site / "acme_listener.py").write_text(module)
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-listener\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text("[stellane.extensions]\nlistener = acme_listener\n")
+        return {"PYTHONPATH": str(site), "STELLANE_RUNTIME_EXTENSIONS": "listener"}
+
+    return install
+
+
+@pytest.fixture
 def stellane(tmp_path: Path) -> Iterator[Callable[..., StellaneProcess]]:
     """`stellane("apps/x.py:app", "--backend", …)`: a running server, stopped at the end."""
     running: list[StellaneProcess] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,19 +43,9 @@ def stellane_worker_stopped():
 """
 
 
-def test_an_extension_hears_the_workers_life_in_order(stellane: Any, tmp_path: Path) -> None:
+def test_an_extension_hears_the_workers_life_in_order(stellane: Any, extension: Any) -> None:
     """configured, starting, started, stopping, stopped: once each in the worker."""
-    site = tmp_path / "site"
-    information = site / "acme_listener-1.0.dist-info"
-    information.mkdir(parents=True)
-    (site / "acme_listener.py").write_text(MODULE)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-listener\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[stellane.extensions]\nlistener = acme_listener\n")
-    server = stellane(
-        "native_app.py:server",
-        "--no-supervisor",
-        environ={"PYTHONPATH": str(site), "STELLANE_RUNTIME_EXTENSIONS": "listener"},
-    )
+    server = stellane("native_app.py:server", "--no-supervisor", environ=extension(MODULE))
     assert httpx.get(server.url).text == "index"
     assert server.stop() == 0
     heard = [line.removeprefix("heard ") for line in server.output.splitlines() if line.startswith("heard ")]

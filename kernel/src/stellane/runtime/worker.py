@@ -200,7 +200,7 @@ class Worker:
             await self._dispatcher.drain()
         if self._replay is not None:
             self._replay.cancel()
-        self.protocol.drain()
+        await self._drain_protocol()
         try:
             async with asyncio.timeout(shutdown.graceful_timeout_s):
                 await spine.wait_idle()
@@ -215,6 +215,26 @@ class Worker:
             self.protocol.abort()
         if self._recorder is not None:
             await self._recorder.close()
+
+    async def _drain_protocol(self) -> None:
+        """Once the loop has handed over what it has received.
+
+        It may have read before it tells (io_uring): such a request is neither the protocol's yet nor the kernel's any
+        more, and its connection looks idle. What is due now runs between what a poll found and the next poll.
+        """
+        loop = asyncio.get_running_loop()
+        drained = loop.create_future()
+
+        def drain() -> None:
+            try:
+                self.protocol.drain()
+            except Exception as error:
+                drained.set_exception(error)
+            else:
+                drained.set_result(None)
+
+        loop.call_later(0, drain)
+        await drained
 
     async def _shutdown_application(self) -> None:
         await self.application.shutdown()
