@@ -102,7 +102,7 @@ def journal_engine() -> str:
 
 @pytest.fixture
 def extension(tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """Installs the module's text as a stranger's distribution with the extension `listener`; what the environment needs."""
+    """Installs a module as a stranger's extension `listener`; gives the environment that loads it."""
 
     def install(module: str) -> dict[str, str]:
         site = tmp_path / "site"

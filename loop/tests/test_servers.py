@@ -260,7 +260,7 @@ def test_peername_of_an_accepted_connection_outlives_a_reset(run):
 
 
 def test_who_was_accepted_before_the_server_closed_is_served_and_the_others_are_left_to_the_next(run, poller):
-    """A poller may accept before it tells: such a connection is nobody else's, and the listener may be held elsewhere."""
+    """A poller may accept before it tells: such a connection is nobody else's. The listener may be held elsewhere."""
     clients = 5
 
     async def main() -> None:
