@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import random
 import re
 import signal
 import socket
@@ -21,6 +22,8 @@ from bench.rows import Row
 
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
+PORT_FIRST, PORTS_MIN = 10_000, 1_000
+"""Where ports are looked for: from there up to those that the kernel gives out, and among so many at least."""
 SETTINGS_OF_SERVERS = ("STELLANE_", "UVICORN_", "GRANIAN_", "WEB_CONCURRENCY", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
 
 
@@ -58,11 +61,13 @@ def check_installed(row: Row) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that is free, and that the kernel gives to nobody who does not ask for it by number."""
+    ephemeral_first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(min(PORT_FIRST, ephemeral_first - PORTS_MIN), ephemeral_first)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

@@ -249,7 +249,13 @@ def test_modes_are_measured_under_load_and_in_silence(section: ModeSection) -> N
                 pass
         except ServerError as error:
             pytest.skip(f"not run: {error}")
-    found = measure_section(section, rows, dataclasses.replace(SETTINGS, seconds=1.5))
+    for seconds in (1.5, 8):
+        try:
+            found = measure_section(section, rows, dataclasses.replace(SETTINGS, seconds=seconds))
+            break
+        except ServerError as error:  # one client on a crowded machine leaves the server little to do
+            if seconds > 1.5 or "too little to measure" not in str(error):
+                raise
     assert [s.row for s in summarize_modes(rows, found)] == rows
     for m in found:
         assert m.requests > 100
