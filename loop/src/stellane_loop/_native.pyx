@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+import threading
 from asyncio import base_events, constants, events, format_helpers, selector_events, transports, trsock
 from asyncio.base_events import _format_handle
 from asyncio.log import logger

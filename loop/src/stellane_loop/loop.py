@@ -5,7 +5,7 @@ import selectors
 import sys
 import threading
 import weakref
-from asyncio import base_events, constants, events, sslproto
+from asyncio import base_events, constants, events, sslproto, unix_events
 from asyncio.log import logger
 
 from stellane_loop import _native, files
@@ -30,6 +30,10 @@ class Loop(_native.NativeLoop, SignalHandling):
         base_events.BaseEventLoop.__init__(self)
         self._prepare_signals()
         self._unix_server_sockets = {}
+        if sys.version_info >= (3, 14):  # before that the event loop policy has the child watcher
+            self._watcher = (
+                unix_events._PidfdChildWatcher() if unix_events.can_use_pidfd() else unix_events._ThreadedChildWatcher()
+            )
         self._transports = weakref.WeakValueDictionary()
         self._make_self_pipe()
         self._background = 1

@@ -74,7 +74,9 @@ cdef class Handle:
         with cython.critical_section(self):
             if self._cancelled:
                 return 0
-            callback, args = self._callback, self._args
+            callback, args = self._callback, self.args
+            if args is None:
+                args = (self.first, self.second) if self.has_second else (self.first,)
         try:
             stl_call(self._context, callback, args)
         except (SystemExit, KeyboardInterrupt):
@@ -109,6 +111,41 @@ cdef class Handle:
     @property
     def __class__(self):
         return events.Handle
+
+
+cdef object THREAD_SAFE_HANDLE = getattr(asyncio.events, "_ThreadSafeHandle", None)  # from Python 3.14 on
+
+
+cdef class ThreadSafeHandle(Handle):
+    """What call_soon_threadsafe gives back from Python 3.14 on (as `asyncio.events._ThreadSafeHandle`).
+
+    While another thread runs it, cancel() and cancelled() wait.
+    """
+
+    cdef object lock
+
+    def __cinit__(self):
+        self.lock = threading.RLock()
+
+    def cancel(self):
+        """Do not run it. Harmless when it has run or was cancelled before."""
+        with self.lock:
+            self.cancel_now()
+
+    def cancelled(self):
+        """Whether it was cancelled."""
+        with self.lock:
+            return self._cancelled
+
+    cdef int run(self) except -1:
+        with self.lock:
+            if not self._cancelled:
+                Handle.run(self)
+        return 0
+
+    @property
+    def __class__(self):
+        return THREAD_SAFE_HANDLE
 
 
 cdef class TimerHandle(Handle):

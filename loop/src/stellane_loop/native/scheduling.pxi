@@ -30,7 +30,9 @@ cdef class Scheduling(Clock):
         return 0
 
     cdef inline Handle handle(self, callback, tuple args, context):
-        cdef Handle handle = Handle.__new__(Handle)
+        return self.filled(Handle.__new__(Handle), callback, args, context)
+
+    cdef inline Handle filled(self, Handle handle, callback, tuple args, context):
         handle._callback = callback
         handle.args = args
         handle._loop = self
@@ -76,14 +78,13 @@ cdef class Scheduling(Clock):
         self.push(handle)
         return handle
 
-    cdef inline Handle handle_of(self, callback, first, second, tuple rest, context):
+    cdef inline Handle filled_with(self, Handle handle, callback, first, second, tuple rest, context):
         # Most callbacks have one argument or two, and a tuple for them costs as much as the handle.
-        cdef Handle handle
         if first is NOT_GIVEN:
-            return self.handle(callback, (), context)
+            return self.filled(handle, callback, (), context)
         if rest:
-            return self.handle(callback, (first, second, *rest), context)
-        handle = self.handle(callback, None, context)
+            return self.filled(handle, callback, (first, second, *rest), context)
+        self.filled(handle, callback, None, context)
         handle.first = first
         if second is not NOT_GIVEN:
             handle.second = second
@@ -98,7 +99,7 @@ cdef class Scheduling(Clock):
         if self._debug_mode:
             (<object>self)._check_thread()
             (<object>self)._check_callback(callback, "call_soon")
-        handle = self.handle_of(callback, __first, __second, args, context)
+        handle = self.filled_with(Handle.__new__(Handle), callback, __first, __second, args, context)
         self.push(handle)
         return handle
 
@@ -108,7 +109,8 @@ cdef class Scheduling(Clock):
         self.check_open()
         if self._debug_mode:
             (<object>self)._check_callback(callback, "call_soon_threadsafe")
-        handle = self.handle_of(callback, __first, __second, args, context)
+        handle = Handle.__new__(Handle) if THREAD_SAFE_HANDLE is None else ThreadSafeHandle.__new__(ThreadSafeHandle)
+        self.filled_with(handle, callback, __first, __second, args, context)
         # Before the loop runs, the order of all that is scheduled is kept.
         if self.running_in == PyThread_get_thread_ident() or (self.running_in == 0 and not stl_free_threaded):
             self.push(handle)
@@ -118,7 +120,7 @@ cdef class Scheduling(Clock):
 
     def _add_callback(self, handle):
         if not handle._cancelled:
-            self.push(handle if type(handle) in (Handle, TimerHandle) else self.handle(handle._run, (), None))
+            self.push(handle if type(handle) in (Handle, ThreadSafeHandle, TimerHandle) else self.handle(handle._run, (), None))
 
     def _add_callback_signalsafe(self, handle):
         self._add_callback(handle)
