@@ -211,7 +211,7 @@ async def test_a_drain_passes_on_what_is_in_the_inbox() -> None:
         site.table.set_accepting(1, True)
         clients = [site.connect() for _ in range(4)]
         await until(lambda: site.loads() == [2, 2], "two wait in the inbox")
-        await site.workers[1].dispatcher.drain()
+        await site.workers[1].dispatcher.drain(pass_on=True)
         assert not site.table.is_accepting(1)
         assert await site.slots_of(clients) == {0: 4}
         # And nothing goes there any more.
@@ -224,8 +224,8 @@ async def test_a_drain_with_nobody_left_serves_what_is_in_the_inbox() -> None:
         site.table.set_accepting(1, True)
         clients = [site.connect() for _ in range(4)]
         await until(lambda: site.loads() == [2, 2], "two wait in the inbox")
-        await site.workers[0].dispatcher.drain()
-        await site.workers[1].dispatcher.drain()
+        await site.workers[0].dispatcher.drain(pass_on=True)
+        await site.workers[1].dispatcher.drain(pass_on=True)
         assert [len(worker.connections) for worker in site.workers] == [2, 2]
         assert await site.slots_of(clients) == {0: 2, 1: 2}
 
@@ -245,7 +245,7 @@ async def test_after_a_drain_the_protocol_knows_every_connection() -> None:
             patch.setattr(loop, "connect_accepted_socket", connect_later)
             await until(lambda: site.loads() == [1, 0], "it is accepted")
             assert not worker.connections
-            await worker.dispatcher.drain()
+            await worker.dispatcher.drain(pass_on=True)
             assert len(worker.connections) == 1
 
 
@@ -255,7 +255,7 @@ async def test_a_pause_that_ends_in_a_drain_does_not_end_the_drain() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "PAUSE_S", 0.01)
             site.workers[0].dispatcher._pause(OSError(errno.EMFILE, "Too many open files"))
-        await site.workers[0].dispatcher.drain()
+        await site.workers[0].dispatcher.drain(pass_on=True)
         await until(lambda: site.workers[0].dispatcher._resuming is None, "the pause ends")
         assert not site.table.is_accepting(0)
 

@@ -25,6 +25,7 @@ client-secret clientSecret secret secrets x-secret-key
 password Password db-password passwd user_passwd newPassword PassWord passwordConfirm passphrase pwd db_pass pass
 api-key api_key apikey apiKey x-api-keys x-access-key AWSAccessKeyId accessKey ocp-apim-subscription-key x-functions-key
 private_key authkey x-auth auth basicAuth bearer x-github-otp otp SAMLResponse
+input_access_token max_session_token output_refresh_token total_auth_token prompt-token limit_token input_csrf_token
 """)
 
 INNOCENT = _words("""

@@ -165,23 +165,24 @@ def test_a_few_long_connections_are_balanced(backend: str, site: Callable[..., S
     here.wait_for_loads(0, 5)
     here.server.signal(signal.SIGTERM)
     here.wait_for("one worker drains", lambda table: not all(map(table.is_accepting, range(2))))
+    # One serves what waits for the other too, which might never have come back.
+    assert Counter(map(answer, clients)) == {one: 9}
     here.resume(other)
-    assert Counter(map(answer, clients)) == {one: 5, other: 4}
     here.hang_up()
     assert here.server.wait() == 0
 
 
 def test_what_is_in_an_inbox_is_answered_whatever_becomes_of_its_worker(site: Callable[..., Site]) -> None:
-    """Killed: by its successor, or by the other one when that has to wait. Told to stop: by itself or the other one."""
+    """Killed: by the other one. Told to stop: by itself or the other one."""
     here = site("least_loaded", STELLANE_RUNTIME_RESTART_DELAY_S="30")
     one, other = here.server.workers()
     here.stop(other)
     clients = here.begin(9)
     here.wait_for_loads(0, 5)
     here.kill(other)
-    answers = Counter(map(answer, clients))
-    (successor,) = set(answers) - {one}
-    assert answers == {one: 5, successor: 4}
+    assert Counter(map(answer, clients)) == {one: 9}
+    here.server.wait_for("worker ready again")
+    (successor,) = set(here.server.workers()) - {one}
     assert successor != other
     here.hang_up()
     here.wait_for_loads(0, 0)

@@ -21,7 +21,9 @@ _SECRET = re.compile(
 )
 _INNOCENT = re.compile(
     rb"tokeni[sz]|secretar(?:y|ies|iat)"
-    rb"|(?<![a-z])(?:max|min|num|limit|remaining|total|prompt|completion|input|output)[-_]?(?:[a-z]{1,12}[-_])?tokens?(?![a-z])"
+    rb"|(?<![a-z])(?:max|min|num)[-_]?token(?![a-z])"
+    rb"|(?<![a-z])(?:max|min|num|limit|remaining|total|prompt|completion|input|output)[-_]?"
+    rb"(?:(?:new|cached|reasoning|output|input|completion|prompt)[-_])?tokens(?![a-z])"
     rb"|(?<![a-z])tokens?[-_](?:count|limit|type)(?![a-z])"
 )
 _CAMEL = re.compile(rb"(?<=[a-z0-9])(?=[A-Z])")

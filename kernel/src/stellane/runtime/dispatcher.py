@@ -49,6 +49,7 @@ class Dispatcher:
         self._inboxes = handover.inboxes
         self._choice = CHOICES[handover.mode](handover)
         self._slot = slot
+        self._slots = handover.slots
         self._listeners = list(listeners)
         self._factory = factory
         self._loop = loop
@@ -77,22 +78,33 @@ class Dispatcher:
         self._connections = connections
         self._publish()
 
-    async def drain(self) -> None:
-        """Accept no more; pass on what is in the inbox, or serve it; return when all have reached the protocol.
+    async def drain(self, *, pass_on: bool) -> None:
+        """Accept no more; take what is in the inboxes; return when all of that has reached the protocol.
 
-        The backlog of the listeners is left to the other workers and to the next one.
+        It is served here, also what waits for others: when the whole run stops, one of them may hang and never look.
+        With `pass_on`, for a worker that can not do its work, what is in its own inbox goes to the others while they
+        take it. The backlog of the listeners is left to the other workers and to the next one.
         """
         # First of all: whoever puts something into the inbox looks afterwards whether this was said in between,
-        # and takes it back. So nothing is in there once it has been emptied below.
+        # and takes it back. So nothing stays in there once it has been emptied below.
         self._table.set_accepting(self._slot, False)
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
         self._listeners = []
-        while (connection := self._take(self._slot)) is not None:
-            if not self._hand_over(connection, _client_of(connection)):
-                self._serve(connection)
+        for slot in [self._slot] if pass_on else range(self._slots):
+            while (connection := self._take(slot)) is not None:
+                if not (pass_on and self._hand_over(connection, _client_of(connection))):
+                    self._serve(connection)
         # The protocol drains next. It can tell a request that has arrived from an idle connection, once it has that.
+        await self._wait_arrived()
+
+    async def finish(self) -> None:
+        """Take nothing any more, and return when what was taken has reached the protocol."""
+        self.close()
+        await self._wait_arrived()
+
+    async def _wait_arrived(self) -> None:
         if self._arriving:
             await asyncio.wait(self._arriving.values())
 

@@ -197,14 +197,13 @@ class Worker:
         for server in servers:
             server.close()
         if self._dispatcher is not None:
-            await self._dispatcher.drain()
+            await self._dispatcher.drain(pass_on=self._exit_code == EXIT_JOURNAL)
         if self._replay is not None:
             self._replay.cancel()
         await self._drain_protocol()
         try:
             async with asyncio.timeout(shutdown.graceful_timeout_s):
-                await spine.wait_idle()
-                await self.protocol.wait_drained()
+                await self._wait_finished(spine)
         except TimeoutError:
             running = spine.statistics().running
             _log.warning("graceful timeout: cancelling requests", running=running, slot=self.slot)
@@ -215,6 +214,18 @@ class Worker:
             self.protocol.abort()
         if self._recorder is not None:
             await self._recorder.close()
+
+    async def _wait_finished(self, spine: Spine) -> None:
+        """Until nothing is left. A wait may end when something has begun that an earlier one was for."""
+        await spine.wait_idle()
+        await self.protocol.wait_drained()
+        if self._dispatcher is not None:
+            # Somebody may have handed one over in the turn that the drain took; from here on they take it back.
+            await self._dispatcher.finish()
+            await self.protocol.wait_drained()
+        # A connection that the drain kept open may have brought a request, which goes on behind its answer: without
+        # its DONE it would be run again.
+        await spine.wait_idle()
 
     async def _drain_protocol(self) -> None:
         """Once the loop has handed over what it has received.

@@ -22,6 +22,8 @@ class HangWatch:
     def __init__(self, hang_timeout_s: float, start_timeout_s: float) -> None:
         self._hang_timeout_s = hang_timeout_s
         self._start_timeout_s = start_timeout_s
+        # It may have begun to stand still right before its next sign: until then it was silent without being so.
+        self._silence_s = hang_timeout_s + sign_interval_s(hang_timeout_s)
         timeouts = [sign_interval_s(hang_timeout_s), start_timeout_s / SIGNS_MIN]
         self._interval_s = min([SIGN_S_MAX, *(each for each in timeouts if each)])
         self._looked_at: float | None = None
@@ -44,7 +46,7 @@ class HangWatch:
             # Who has been told to end, or said that it will, has a deadline of its own.
             if slot.process is None or slot.kill_at is not None or not slot.watched:
                 continue
-            timeout_s = self._hang_timeout_s if slot.ready else self._start_timeout_s
+            timeout_s = self._silence_s if slot.ready else self._start_timeout_s
             if missed or slot.gave_sign or slot.process.stopped:
                 slot.silent_s = 0.0
             else:

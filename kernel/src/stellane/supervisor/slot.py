@@ -85,6 +85,10 @@ class Slot:
         self.kill_at = None
         return end
 
+    def kill_by(self, when: float) -> None:
+        """Kill it at `when`, on the clock of time.monotonic(); what was to happen sooner stays so."""
+        self.kill_at = when if self.kill_at is None else min(self.kill_at, when)
+
     def lived_s(self, now: float) -> float:
         """Seconds since the last process was started."""
         return now - self._started_at

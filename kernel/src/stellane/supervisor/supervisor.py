@@ -235,7 +235,7 @@ class Supervisor:
             return
         # It says it is about to exit; should it hang instead, the slot would be lost.
         slot.kill_at = time.monotonic() + self._config.shutdown.hard_timeout_s
-        if self._starting():
+        if self._starting() and slot.number not in self._first_ready:
             self._give_up(message)
         else:
             reports.worker_failed(slot.number, process.pid, message.kind, message.text)
@@ -246,7 +246,7 @@ class Supervisor:
         # Nobody has told it to stop, so nobody else would see it hang while it does.
         shutdown = self._config.shutdown
         deadline_s = shutdown.graceful_timeout_s + shutdown.hard_timeout_s
-        slot.kill_at = time.monotonic() + deadline_s
+        slot.kill_by(time.monotonic() + deadline_s)
         reports.worker_leaving(slot.number, process.pid, message.reason, deadline_s)
 
     def _on_hang(self, slot: Slot) -> None:
@@ -273,8 +273,9 @@ class Supervisor:
             return
         lived_s = slot.lived_s(now)
         delay = slot.plan_restart(now)
-        if delay and self._handover is not None:
-            # A successor that starts at once takes what waits in the inbox; this one would let it wait too long.
+        if self._handover is not None and (delay or self._handover.mode != "affinity"):
+            # A successor may take long to import what it serves. Only clients that are to find the same worker wait for
+            # one that starts at once.
             self._handover.pass_on(slot.number)
         reports.worker_died(end, lived_s=lived_s, restart_in_s=delay)
 
@@ -307,7 +308,7 @@ class Supervisor:
         for slot in self._slots:
             slot.restart_at = None
             if slot.process is not None:
-                slot.kill_at = time.monotonic() + deadline_s
+                slot.kill_by(time.monotonic() + deadline_s)
                 slot.process.send_signal(signal.SIGTERM)
 
     def _force_stop(self, number: signal.Signals) -> None:

@@ -168,6 +168,8 @@ cdef class TimerHandle(Handle):
         return self._when
 
     cdef int cancel_now(self) except -1:
+        if stl_free_threaded and self._loop.running_in not in (0, PyThread_get_thread_ident()):
+            return Handle.cancel_now(self)  # the heap is the loop's thread's: it finds there what must not run
         if self.timer.place:
             st_timers_remove(&self._loop.timers, &self.timer)
             Handle.cancel_now(self)
