@@ -308,8 +308,15 @@ static void test_waits_for_more(void) {
     poller->ops->turn(poller, 2000000000, 50, 60000000);
     CHECK(now_s() - begin > 0.04 && now_s() - begin < 0.5);
     pthread_join(thread, NULL);
-    for (int i = 0; i < 5; i++)
-        calls += all[i]->data_calls;
+    /* On a crowded machine the last of them may have written when that turn was over. */
+    for (int round = 0; round < 100; round++) {
+        calls = 0;
+        for (int i = 0; i < 5; i++)
+            calls += all[i]->data_calls;
+        if (calls == 10)
+            break;
+        turn(poller, 10);
+    }
     CHECK_EQ(calls, 10);
     begin = now_s(); /* nothing comes: the limit of the turn holds */
     CHECK_EQ(poller->ops->turn(poller, 50000000, 5, 10000000), 0);
