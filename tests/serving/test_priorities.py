@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,20 +47,14 @@ def native(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def flooded(stellane: Any, tmp_path: Path) -> Any:
+def flooded(stellane: Any, extension: Any) -> Any:
     """`flooded(backend, priority_of_the_flood, order)`: a running server that never has nothing to do."""
-    site = tmp_path / "site"
-    information = site / "acme_flood-1.0.dist-info"
-    information.mkdir(parents=True)
-    (site / "acme_flood.py").write_text(FLOOD)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-flood\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text("[stellane.extensions]\nflood = acme_flood\n")
+    installed = extension(FLOOD)
 
     def start(backend: str, priority: str, order: str) -> Any:
         environ = {
-            "PYTHONPATH": str(site),
+            **installed,
             "FLOOD_PRIORITY": priority,
-            "STELLANE_RUNTIME_EXTENSIONS": "flood",
             "STELLANE_PERFORMANCE_READY_ORDER": order,
         }
         return stellane("steps_app.py:server", "--no-supervisor", "--backend", backend, environ=environ)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import acme_flood
+import acme_listener
 
 from stellane import Context, Request, Server
 
@@ -13,7 +13,7 @@ server = Server()
 
 @server.get("/")
 async def ten_steps(ctx: Context, req: Request) -> str:
-    before = acme_flood.steps
+    before = acme_listener.steps
     for _ in range(10):
         await asyncio.sleep(0)
-    return f"{before} {acme_flood.steps}"
+    return f"{before} {acme_listener.steps}"
