@@ -6,19 +6,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from rocksdict import AccessType, Rdict
+from rocksdict import AccessType, Rdict, WriteBatch
 from rocksdict import Options as DatabaseOptions
 
 from stellane.abc import Gap, Probe
 from stellane.errors import ConfigError, JournalCorrupt, JournalError, JournalFull
 from stellane.testing.journal_records import make_record, make_records
 from stellane_journal_rocksdb import Options, RocksDbJournal, database, stellane_create_journal, stellane_probe
+from stellane_journal_rocksdb import engine as engine_module
 
 
 @pytest.fixture
@@ -118,6 +120,24 @@ def test_a_reader_looks_at_damage_without_touching_it(opened: Any, path: Path, t
     assert "Corruption" in gaps(engine)[0].reason
     engine.close()
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_reader_gives_a_slow_writer_time_before_it_tells_of_a_gap(opened: Any, path: Path) -> None:
+    writer = opened()
+    fill(writer, 1, 10)
+    taken = make_records(4, 3, 800)
+    writer._delete(engine_module.key_of(4), engine_module.key_of(7))
+    batch = WriteBatch(raw_mode=True)
+    for seq, record in enumerate(taken, start=4):
+        batch.put(engine_module.key_of(seq), record)
+    whole_again = threading.Timer(0.3, writer._database.write, [batch])
+    whole_again.start()
+    try:
+        reader = opened(create=False, read_only=True)
+    finally:
+        whole_again.join()
+    assert [item for item in reader.scan() if isinstance(item, Gap)] == []
+    assert [seq for seq, _ in reader.scan()] == list(range(1, 11))
 
 
 def test_an_end_that_rocksdb_drops_in_silence_is_named(opened: Any, path: Path, tmp_path: Path) -> None:

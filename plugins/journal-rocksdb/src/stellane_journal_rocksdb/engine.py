@@ -39,6 +39,8 @@ RECORD_BYTES_MAX = 268_435_456
 KEY_BYTES = 8
 VIEW_TRIES_MAX = 20
 """How often a reader catches up with a writer to get a whole view."""
+VIEW_WAIT_S = 0.01
+"""How much longer, in seconds, it waits before each further try: two seconds in all for a writer that cannot run."""
 
 _AFTER_ALL_KEYS = b"\xff" * (KEY_BYTES + 1)
 
@@ -228,7 +230,7 @@ class RocksDbJournal(JournalEngine):
         release but not all that was appended before it; the next one does.
         """
         first = -1
-        for _ in range(VIEW_TRIES_MAX):
+        for attempt in range(VIEW_TRIES_MAX):
             # Before the database: read after it, the mark would be ahead of what was opened.
             self._kept_seq = read_high_water(path / "high-water")
             if self._database is None:
@@ -242,8 +244,11 @@ class RocksDbJournal(JournalEngine):
             if self._damage:
                 return
             settled, first = first == self._first_seq, self._first_seq
-            if settled and not any(isinstance(item, Gap) for item in self.scan()):
+            whole = not any(isinstance(item, Gap) for item in self.scan())
+            if settled and whole:
                 return
+            if not whole:
+                time.sleep(VIEW_WAIT_S * attempt)
 
     def _ends(self) -> tuple[int, int]:
         """The first and last keys that can be read; 0 for none."""
