@@ -143,7 +143,7 @@ static void end(st_entry *entry) {
 static void reap(st_epoll *poller) {
     for (size_t count = poller->closing.count; count && !poller->forked; count--) {
         st_entry *entry = st_queue_pop(&poller->closing);
-        if (entry->queued) /* the again queue still points to it */
+        if (entry->queued || entry->held) /* these queues still point to it */
             st_queue_push(&poller->closing, entry);
         else
             end(entry);
@@ -179,8 +179,11 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     (void)min_wait_ns;
     st_epoll *poller = (st_epoll *)base;
     if (poller->forked) return -ECANCELED;
-    if (poller->again.count || poller->closing.count) timeout_ns = 0;
     poller->callbacks = 0;
+    /* Before the wait is cut short by what is queued: a stream that cannot go on at once queues itself. */
+    if (poller->held.count && st_epoll_send_held(poller, 1)) timeout_ns = 0;
+    if (poller->forked) return -ECANCELED;
+    if (poller->again.count || poller->closing.count) timeout_ns = 0;
     poller->counted.turns++;
     poller->counted.waits++;
     poller->counted.system_calls++;
@@ -193,6 +196,7 @@ static int turn(st_poller *base, int64_t timeout_ns, unsigned min_events, int64_
     if (timeout_ns) base->sink.block_end(base->sink.context);
     if (error) return -error;
     size_t again = poller->again.count;
+    poller->turn_events = count;
     poller->counted.events += (uint64_t)count;
     if (base->sink.waited) base->sink.waited(base->sink.context);
     /* A callback may return in a forked child: what else there is belongs to the parent. */
@@ -242,10 +246,19 @@ static void poller_free(st_poller *base) {
     close(poller->wake_fd);
     st_queue_free(&poller->again);
     st_queue_free(&poller->closing);
+    st_queue_free(&poller->held);
     free(poller->slots);
     free(poller->slot_of_fd);
     free(poller->receive_buffer);
     free(poller);
+}
+
+static void begin(st_poller *base) { ((st_epoll *)base)->holds_sends = 1; }
+
+static void settle(st_poller *base) {
+    st_epoll *poller = (st_epoll *)base;
+    poller->holds_sends = 0;
+    st_epoll_send_held(poller, 0);
 }
 
 static void statistics(st_poller *base, st_poller_statistics *counted) { *counted = ((st_epoll *)base)->counted; }
@@ -260,6 +273,7 @@ static const st_poller_ops ops = {
     .stream_read_start = st_epoll_stream_read_start,
     .stream_read_stop = st_epoll_stream_read_stop,
     .stream_send = st_epoll_stream_send,
+    .stream_send_more = st_epoll_stream_send_more,
     .stream_shutdown = st_epoll_stream_shutdown,
     .stream_close = st_epoll_stream_close,
     .listener_open = st_epoll_listener_open,
@@ -270,6 +284,8 @@ static const st_poller_ops ops = {
     .watch_set = st_epoll_watch_set,
     .watch_close = st_epoll_watch_close,
     .statistics = statistics,
+    .begin = begin,
+    .settle = settle,
 };
 
 st_poller *st_epoll_new(const st_sink *sink, int *error) {

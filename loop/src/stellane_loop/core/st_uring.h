@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 
+#include "st_parts.h"
 #include "st_poller.h"
 #include "st_ring.h"
 
@@ -79,8 +80,6 @@ typedef struct st_unit_list {
     st_unit *first, *last;
 } st_unit_list;
 
-enum { ST_OWN_PARTS = 4 };
-
 typedef struct st_uring_stream {
     st_stream base;
     st_unit unit;
@@ -102,9 +101,8 @@ typedef struct st_uring_stream {
 
     bool sending, blocked, shutdown_wanted;
     uint64_t send, write_poll;
-    size_t send_rest, send_unreported;
-    struct iovec own_parts[ST_OWN_PARTS], *parts; /* parts: own_parts, or allocated */
-    int part_count, part_first, part_capacity;
+    size_t send_unreported;
+    st_parts parts; /* of the send in flight */
     struct msghdr message;
 } st_uring_stream;
 

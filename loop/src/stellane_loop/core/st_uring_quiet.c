@@ -89,7 +89,7 @@ void st_uring_quiet_over(st_uring *poller) {
         const st_op_slot *slot = st_ops_find(&poller->ops, quiet.operation);
         if (slot != NULL) {
             st_uring_stream *stream = slot->object;
-            st_uring_sent(stream, (int32_t)stream->send_rest);
+            st_uring_sent(stream, (int32_t)stream->parts.rest);
         }
     }
     poller->quiet_count = kept;

@@ -9,15 +9,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "st_parts.h"
 #include "st_uring.h"
 
 enum {
     PARTS_PER_CALL_MAX = 1024, /* the kernel's UIO_MAXIOV */
-    PARTS_ADDED_MAX = 64,
 };
 
 static st_uring *poller_of(st_uring_stream *stream) { return (st_uring *)stream->base.poller; }
@@ -46,18 +43,14 @@ static ssize_t send_now(st_uring_stream *stream, const struct iovec *parts, int 
 
 /* n bytes have left: the parts begin behind them. */
 static void advance(st_uring_stream *stream, size_t n) {
-    stream->send_rest -= n;
+    st_parts_done(&stream->parts, n);
     stream->send_unreported += n;
-    stream->part_first = st_parts_advance(stream->parts, stream->part_first, stream->part_count, n);
 }
 
 static void over(st_uring_stream *stream) {
     stream->sending = stream->blocked = false;
-    stream->send_rest = stream->send_unreported = 0;
-    if (stream->parts != stream->own_parts) {
-        free(stream->parts);
-        stream->parts = stream->own_parts;
-    }
+    stream->send_unreported = 0;
+    st_parts_drop(&stream->parts);
 }
 
 static void shut(st_uring_stream *stream) {
@@ -75,7 +68,7 @@ static void progress(st_uring_stream *stream, ssize_t n) {
         return;
     if (n > 0)
         advance(stream, (size_t)n);
-    size_t rest = n < 0 ? 0 : stream->send_rest, left = stream->send_unreported;
+    size_t rest = n < 0 ? 0 : stream->parts.rest, left = stream->send_unreported;
     stream->send_unreported = 0;
     if (n < 0 || rest == 0)
         over(stream);
@@ -94,7 +87,7 @@ void st_uring_sent(st_uring_stream *stream, int32_t result) {
         poller_of(stream)->counted.sends++;
     if (result == -EINTR || result == -ECANCELED)
         result = 0;
-    else if (result == -EAGAIN || (size_t)(result < 0 ? 0 : result) < stream->send_rest)
+    else if (result == -EAGAIN || (size_t)(result < 0 ? 0 : result) < stream->parts.rest)
         stream->blocked = true;
     progress(stream, result == -EAGAIN ? 0 : result);
 }
@@ -108,10 +101,10 @@ void st_uring_writable(st_uring_stream *stream, int32_t result) {
         progress(stream, result);
         return;
     }
-    if (stream->socket && stream->send_rest <= ST_BATCHED_BYTES_MAX)
+    if (stream->socket && stream->parts.rest <= ST_BATCHED_BYTES_MAX)
         return; /* dirty by now: the next flush sends */
-    ssize_t n = send_now(stream, stream->parts + stream->part_first, stream->part_count - stream->part_first);
-    stream->blocked = n >= 0 && (size_t)n < stream->send_rest;
+    ssize_t n = send_now(stream, stream->parts.at + stream->parts.first, stream->parts.count - stream->parts.first);
+    stream->blocked = n >= 0 && (size_t)n < stream->parts.rest;
     progress(stream, n);
 }
 
@@ -128,13 +121,13 @@ bool st_uring_send_flush(st_uring_stream *stream) {
     st_uring_sqe *sqe = st_uring_prepare(poller, &stream->unit, ST_KIND_SEND, stream, &stream->send);
     if (sqe == NULL)
         return false;
-    struct iovec *parts = stream->parts + stream->part_first;
-    int count = stream->part_count - stream->part_first;
+    struct iovec *parts = stream->parts.at + stream->parts.first;
+    int count = stream->parts.count - stream->parts.first;
     sqe->fd = stream->fd;
     sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     /* Silence stands for all of it, so all of it has to be in this one request. */
     if (poller->quiet_sends && !stream->base.sent_awaited && !stream->shutdown_wanted && count <= PARTS_PER_CALL_MAX &&
-        stream->send_rest <= ST_BATCHED_BYTES_MAX && st_uring_quiet_add(poller, stream->send)) {
+        stream->parts.rest <= ST_BATCHED_BYTES_MAX && st_uring_quiet_add(poller, stream->send)) {
         sqe->flags = ST_SQE_SKIP_SUCCESS;
         sqe->op_flags |= MSG_WAITALL; /* makes a short send a failure, which is reported */
     }
@@ -162,34 +155,22 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
         return -EBUSY;
     if (stream->shutdown_wanted)
         return -EPIPE;
-    size_t total = 0;
-    for (int i = 0; i < count; i++)
-        total += parts[i].iov_len;
+    size_t total = st_parts_bytes(parts, count);
     if (total == 0)
         return -EINVAL;
-    struct iovec *kept = stream->own_parts;
-    if (count > ST_OWN_PARTS) {
-        kept = malloc((size_t)count * sizeof *kept); /* before anything leaves: after that there is no refusing */
-        if (kept == NULL)
-            return -ENOMEM;
-    }
+    /* Before anything leaves: after that there is no refusing. */
+    if (st_parts_keep(&stream->parts, parts, count) < 0)
+        return -ENOMEM;
     ssize_t n = 0;
     bool now = !stream->socket || total > ST_BATCHED_BYTES_MAX ||
                (!poller->quiet_sends && poller->turn_events <= ST_INLINE_EVENTS_MAX);
     if (now) {
         n = send_now(stream, parts, count);
         if (n < 0 || (size_t)n == total) {
-            if (kept != stream->own_parts)
-                free(kept);
+            st_parts_drop(&stream->parts);
             return n;
         }
     }
-    stream->parts = kept;
-    memcpy(stream->parts, parts, (size_t)count * sizeof *parts);
-    stream->part_first = 0;
-    stream->part_count = count;
-    stream->part_capacity = count > ST_OWN_PARTS ? count : ST_OWN_PARTS;
-    stream->send_rest = total;
     stream->send_unreported = 0;
     stream->sending = true;
     stream->blocked = now;
@@ -198,32 +179,13 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     return 0;
 }
 
-static bool room_for_part(st_uring_stream *stream) {
-    if (stream->part_count < stream->part_capacity)
-        return true;
-    if (stream->part_count >= PARTS_ADDED_MAX)
-        return false;
-    bool own = stream->parts == stream->own_parts;
-    int capacity = stream->part_capacity * 2;
-    struct iovec *parts = realloc(own ? NULL : stream->parts, (size_t)capacity * sizeof *parts);
-    if (parts == NULL)
-        return false;
-    if (own)
-        memcpy(parts, stream->own_parts, sizeof stream->own_parts);
-    stream->parts = parts;
-    stream->part_capacity = capacity;
-    return true;
-}
-
 int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
     st_uring_stream *stream = (st_uring_stream *)base;
     bool begun = stream->send != ST_OP_NONE || stream->blocked || stream->write_poll != ST_OP_NONE;
     if (!stream->sending || begun || stream->shutdown_wanted || n == 0 ||
-        stream->send_rest + n > ST_BATCHED_BYTES_MAX || !room_for_part(stream))
+        stream->parts.rest + n > ST_BATCHED_BYTES_MAX)
         return -EBUSY;
-    stream->parts[stream->part_count++] = (struct iovec){(void *)(uintptr_t)bytes, n};
-    stream->send_rest += n;
-    return 0;
+    return st_parts_add(&stream->parts, bytes, n);
 }
 
 int st_uring_stream_shutdown(st_stream *base) {

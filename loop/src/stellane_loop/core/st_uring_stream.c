@@ -50,7 +50,6 @@ st_stream *st_uring_stream_open(st_poller *base, int fd, int kind, void *owner, 
     stream->base = (st_stream){.poller = base, .owner = owner};
     stream->fd = fd;
     stream->end_result = NOTHING;
-    stream->parts = stream->own_parts;
     *error = poller->forked ? -EBADF : find_kind(stream, kind);
     if (*error != 0) {
         free(stream);
@@ -392,7 +391,6 @@ void st_uring_stream_release(st_uring_stream *stream) {
     close_fd(stream);
     if (stream->starved)
         leave_starved(stream);
-    if (stream->parts != stream->own_parts)
-        free(stream->parts);
+    st_parts_drop(&stream->parts);
     free(stream->held);
 }
