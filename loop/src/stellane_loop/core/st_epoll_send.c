@@ -85,15 +85,17 @@ ssize_t st_epoll_stream_send(st_stream *base, const struct iovec *parts, int cou
     if (stream->shutdown) return -EPIPE;
     size_t total = st_parts_bytes(parts, count);
     if (!total) return -EINVAL;
-    /* An array of this size is kept without an allocation that could fail. */
-    if (count <= ST_PARTS_OWN && is_held(stream, total) && !st_queue_push(&poller->held, stream)) {
-        stream->entry.held = 1;
-        stream->sending = 1;
-        return st_parts_keep(&stream->parts, parts, count);
+    /* Before anything leaves: after that there is no refusing. */
+    if (st_parts_keep(&stream->parts, parts, count)) return -ENOMEM;
+    if (is_held(stream, total) && !st_queue_push(&poller->held, stream)) {
+        stream->entry.held = stream->sending = 1;
+        return 0;
     }
     ssize_t n = send_parts(stream, parts, count);
-    if (n < 0 || (size_t)n == total) return n;
-    if (st_parts_keep(&stream->parts, parts, count)) return -ENOMEM;
+    if (n < 0 || (size_t)n == total) {
+        st_parts_drop(&stream->parts);
+        return n;
+    }
     st_parts_done(&stream->parts, (size_t)n);
     stream->sent_unreported = (size_t)n;
     stream->sending = 1;
