@@ -394,3 +394,31 @@ def test_others_with_a_wakeup_descriptor_are_told_of_what_is_theirs(loops):
         finally:
             signal.signal(signal.SIGUSR1, handler)
             assert signal.set_wakeup_fd(before) == ours.fileno()
+
+
+def test_a_second_turn_of_a_loop_within_its_turn_is_refused(loop):
+    """Below the poller's turn, where callbacks run, it would take away what that one has still to tell."""
+    refused = []
+
+    def attempt():
+        for again in (loop._run_once, loop.run_forever, loop.close):
+            with pytest.raises(RuntimeError) as refusal:
+                again()
+            refused.append(str(refusal.value))
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            theirs.send(b"something to tell")
+            attempt()
+            transport.abort()
+            await asyncio.sleep(0)
+
+    limited(loop, main())
+    loop.call_soon(attempt)
+    loop._run_once()
+    under_way, closing = "A turn of this event loop is under way", "Cannot close a running event loop"
+    assert refused == [under_way, "This event loop is already running", closing, under_way, under_way, closing]
+    assert limited(loop, converse()) == "conversed"

@@ -64,7 +64,7 @@ class Loop(_native.NativeLoop, SignalHandling):
 
     def close(self) -> None:
         """Close the loop; descriptors of transports that are still open are closed with it."""
-        if self.is_running():
+        if self.is_running() or self._stepping:
             raise RuntimeError("Cannot close a running event loop")
         if self._closed:
             return

@@ -64,6 +64,7 @@ cdef class LoopCore(Scheduling):
     cdef bint adaptive            # waits follow the controller of adaptive.pxi
     cdef turn_measures measures
     cdef public bint _stopping
+    cdef readonly bint _stepping  # one turn is being made by hand
     cdef public object _thread_id
     cdef public double slow_callback_duration
     cdef public Py_ssize_t _background  # of open_count, those that need no poll while callbacks are ready
@@ -133,6 +134,7 @@ cdef class LoopCore(Scheduling):
             self.poller.ops.after_fork(self.poller)
         self._closed = True
         self._thread_id = None
+        self._stepping = False
         self.running_in = 0
 
     def is_running(self):
@@ -166,6 +168,7 @@ cdef class LoopCore(Scheduling):
         """Run until stop() is called."""
         (<object>self)._check_closed()
         (<object>self)._check_running()
+        self.check_no_turn()
         try:
             self._enter_run()
             self.running_in = PyThread_get_thread_ident()
@@ -184,7 +187,18 @@ cdef class LoopCore(Scheduling):
 
     def _run_once(self):
         self.check_open()
-        self.turn()
+        self.check_no_turn()
+        self._stepping = True
+        try:
+            self.turn()
+        finally:
+            self._stepping = False
+
+    cdef int check_no_turn(self) except -1:
+        # Callbacks run below the poller's turn, which a second one would leave with events and objects that are gone.
+        if self._stepping or self.running_in:
+            raise RuntimeError("A turn of this event loop is under way")
+        return 0
 
     cdef int turn(self) except -1:
         cdef int64_t timeout_ns = self.timeout_ns()
