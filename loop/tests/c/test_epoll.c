@@ -184,12 +184,67 @@ static void none_without(long call, int error) {
 static void test_epoll_is_refused(void) { none_without(SYS_epoll_create1, ENOMEM); }
 static void test_registration_is_refused(void) { none_without(SYS_epoll_ctl, ENOSPC); }
 
+enum { OTHERS = 3 };
+static owner *relayed_to;
+
+static void relay(owner *self, char *data, ssize_t n) {
+    (void)self, (void)data, (void)n;
+    CHECK_EQ(send_bytes(relayed_to, "first ", 6), 0);
+}
+
+static void answer(owner *self, char *data, ssize_t n) {
+    (void)data, (void)n;
+    CHECK_EQ(send_bytes(self, "second ", 7), 0);
+}
+
+static void answer_and_close(owner *self, ssize_t n, size_t rest) {
+    (void)n, (void)rest;
+    if (self->sends_over == 2)
+        CHECK_EQ(send_bytes(self, "third", 5), 0);
+    if (self->sends_over == 3)
+        self->poller->ops->stream_close(self->stream, 0);
+}
+
+/* What is held for a stream leaves earlier when that becomes writable meanwhile, and more can be held then. The stream waits
+ * once for all of it, or its second place would outlive it. */
+static void test_held_again_in_one_turn(void) {
+    st_poller *poller = new_poller();
+    owner *all[OTHERS + 1];
+    int fds[OTHERS + 1][2];
+    char got[18];
+    poller->ops->begin(poller);
+    for (int i = 0; i <= OTHERS; i++) {
+        unix_pair(fds[i]);
+        all[i] = open_stream(poller, fds[i][0], ST_SOCKET);
+        poller->ops->stream_read_start(all[i]->stream, ST_READ_COPY);
+    }
+    turn(poller, 0); /* that they are writable is known */
+    relayed_to = all[OTHERS];
+    all[0]->on_data = relay;
+    relayed_to->on_data = answer;
+    relayed_to->on_sent = answer_and_close;
+    for (int i = 0; i <= OTHERS; i++)
+        CHECK(write(fds[i][1], "question", 8) == 8); /* events come in this order */
+    TURN_UNTIL(poller, relayed_to->closed);
+    CHECK_EQ(relayed_to->sends_over, 3);
+    turn(poller, 0);
+    read_exactly(fds[OTHERS][1], got, sizeof got);
+    CHECK(memcmp(got, "first second third", sizeof got) == 0);
+    free_owner(relayed_to);
+    for (int i = 0; i < OTHERS; i++)
+        close_stream(all[i]);
+    for (int i = 0; i <= OTHERS; i++)
+        close(fds[i][1]);
+    poller->ops->free(poller);
+}
+
 #define TEST(name) {#name, test_##name}
 int main(int argc, char **argv) {
     static const test tests[] = {
         TEST(a_wait_that_is_missing), TEST(a_wait_that_is_forbidden), TEST(an_old_errno),
         TEST(one_call_each),          TEST(places_are_used_again),     TEST(out_of_descriptors),
         TEST(epoll_is_refused),       TEST(registration_is_refused),
+        TEST(held_again_in_one_turn),
     };
     return run_tests(argc, argv, tests, sizeof tests / sizeof tests[0]);
 }

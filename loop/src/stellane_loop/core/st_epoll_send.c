@@ -77,6 +77,11 @@ static int is_held(const st_epoll_stream *stream, size_t bytes) {
            bytes <= HELD_BYTES_MAX;
 }
 
+/* Once, also where an event came first and what was held has left: a second place would outlive the stream. */
+static int waits(st_epoll_stream *stream) {
+    return stream->entry.held || !st_queue_push(&stream->entry.poller->held, stream);
+}
+
 ssize_t st_epoll_stream_send(st_stream *base, const struct iovec *parts, int count) {
     st_epoll_stream *stream = st_epoll_stream_of(base);
     st_epoll *poller = stream->entry.poller;
@@ -87,7 +92,7 @@ ssize_t st_epoll_stream_send(st_stream *base, const struct iovec *parts, int cou
     if (!total) return -EINVAL;
     /* Before anything leaves: after that there is no refusing. */
     if (st_parts_keep(&stream->parts, parts, count)) return -ENOMEM;
-    if (is_held(stream, total) && !st_queue_push(&poller->held, stream)) {
+    if (is_held(stream, total) && waits(stream)) {
         stream->entry.held = stream->sending = 1;
         return 0;
     }
