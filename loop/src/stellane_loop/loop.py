@@ -5,7 +5,7 @@ import selectors
 import sys
 import threading
 import weakref
-from asyncio import base_events, constants, events, sslproto, unix_events
+from asyncio import base_events, constants, events, sslproto, tasks, unix_events
 from asyncio.log import logger
 
 from stellane_loop import _native, files
@@ -13,6 +13,7 @@ from stellane_loop.lasting import LastingFuture
 from stellane_loop.signals import SignalHandling
 
 _POLLERS = ("epoll", "io_uring")
+_TASK_IS_THE_THREADS = sys.version_info >= (3, 14)  # before that each loop has a current task of its own
 _live_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()
 
 
@@ -37,6 +38,7 @@ class Loop(_native.NativeLoop, SignalHandling):
         self._transports = weakref.WeakValueDictionary()
         self._make_self_pipe()
         self._background = 1
+        self._task_outside = None  # the current task when a run began inside it
         _live_loops.add(self)
         if self._debug:
             logger.debug("Using poller: %s", poller)
@@ -94,6 +96,8 @@ class Loop(_native.NativeLoop, SignalHandling):
         self._old_agen_hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         events._set_running_loop(self)
+        if _TASK_IS_THE_THREADS:  # no task of ours could run inside it
+            self._task_outside = tasks._swap_current_task(self, None)
         # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
         self._hold_wakeup_fd()
 
@@ -102,6 +106,9 @@ class Loop(_native.NativeLoop, SignalHandling):
             return
         self._stopping = False
         self._thread_id = None
+        if self._task_outside is not None:
+            task, self._task_outside = self._task_outside, None
+            tasks._swap_current_task(self, task)
         events._set_running_loop(None)
         self._set_coroutine_origin_tracking(False)
         if self._old_agen_hooks is not None:
