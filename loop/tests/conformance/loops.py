@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+from asyncio import unix_events
 from collections.abc import Callable
 from urllib.parse import parse_qsl
 
@@ -36,5 +37,8 @@ def install(loop: str) -> Factory:
     that brings a policy of its own (test_runners) still gets it.
     """
     factory = loop_factory(loop)
-    asyncio.DefaultEventLoopPolicy._loop_factory = staticmethod(factory)  # type: ignore[attr-defined]
+    policy = getattr(unix_events, "_DefaultEventLoopPolicy", None)  # from Python 3.14 on; the public name warns there
+    if policy is None:
+        policy = asyncio.DefaultEventLoopPolicy
+    policy._loop_factory = staticmethod(factory)
     return factory

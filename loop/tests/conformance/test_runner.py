@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from loop.tests.conformance import suites
 from loop.tests.conformance.expectations import exceptions, judge
-from loop.tests.conformance.loops import loop_factory
+from loop.tests.conformance.loops import install, loop_factory
 from loop.tests.conformance.processes import ROOT, Outcome, Selection, Unrunnable, run_together
 from loop.tests.conformance.suites import Comparison, run_cases
 
@@ -63,6 +64,14 @@ def test_a_loop_that_cannot_be_imported_is_not_a_result() -> None:
         run_cases("no_such_loop:new_event_loop", 1)
     with pytest.raises(ValueError, match=r"neither one of asyncio, .* nor of the form module:factory"):
         loop_factory("nonsense")
+
+
+def test_to_install_a_loop_takes_nothing_that_is_deprecated() -> None:
+    """Warnings are errors here; the loop is the one that is installed anyway."""
+    factory = install("asyncio")
+    loop = asyncio.new_event_loop()
+    loop.close()
+    assert type(loop) is factory
 
 
 def test_a_missing_test_package_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
