@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from loop.tests.test_streams import connected
+from loop.tests.test_streams import Recorder, connected, read_exactly
 
 
 def test_an_interrupt_in_get_buffer_leaves_a_connection_that_is_read_in_the_next_run(loop):
@@ -60,5 +60,33 @@ def test_what_fails_when_a_send_is_over_ends_its_connection_and_not_the_loop(run
             assert isinstance(protocol.lost.result(), ZeroDivisionError)
             assert isinstance(reports[0]["exception"], ZeroDivisionError)
             assert isinstance(waiter.exception(), ConnectionError)
+
+    run(main())
+
+
+def test_what_was_written_before_a_failure_or_an_abort_reaches_the_peer(run):
+    """A refusal, say, from a protocol that gives up: asyncio sends it at once, a busy loop of ours later."""
+
+    class Refusing(Recorder):
+        def data_received(self, data):
+            self.transport.write(b"refused ")
+            self.transport.write(data)
+            if data == b"abort":
+                self.transport.abort()
+            else:
+                raise ZeroDivisionError
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        connections = [await connected(Refusing) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        questions = [b"abort", b"fail"] * 4
+        for question, (_, _, peer) in zip(questions, connections, strict=True):
+            peer.send(question)
+        for question, (_, protocol, peer) in zip(questions, connections, strict=True):
+            with peer:
+                assert await read_exactly(peer, 100) == b"refused " + question
+            await protocol.lost
 
     run(main())

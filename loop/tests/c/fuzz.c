@@ -200,7 +200,7 @@ static void peer_read(connection *at, size_t n) {
 static void our_close(connection *at) {
     if (at->owner == NULL || at->closing)
         return;
-    at->closing = at->broken = true; /* what is in flight is dropped */
+    at->closing = at->broken = true; /* what has begun to leave is dropped */
     poller->ops->stream_close(at->owner->stream, 0);
 }
 

@@ -231,7 +231,18 @@ static void test_more_while_others_are_reported(void) {
     done(poller);
 }
 
-/* What has not left when its stream is closed is dropped, and its memory is free once `closed` was told. */
+/* What has not left when its stream is closed leaves then, and its memory is free once `closed` was told. */
+static void all_closed(st_poller *poller) {
+    for (int i = 0; i < STREAMS; i++) {
+        char got[7];
+        TURN_UNTIL(poller, all[i]->closed);
+        CHECK_EQ(recv(fds[i][1], got, sizeof got, MSG_WAITALL), 6);
+        free_owner(all[i]);
+        close(fds[i][1]);
+    }
+    poller->ops->free(poller);
+}
+
 static void test_closed_before_it_leaves(void) {
     st_poller *poller = answering();
     int over[STREAMS];
@@ -239,17 +250,28 @@ static void test_closed_before_it_leaves(void) {
         over[i] = all[i]->sends_over;
         poller->ops->stream_close(all[i]->stream, 0);
     }
-    turn(poller, 0);
-    for (int i = 0; i < STREAMS; i++) {
-        char got[7];
-        TURN_UNTIL(poller, all[i]->closed);
-        CHECK_EQ(all[i]->sends_over, over[i]);
-        CHECK_EQ(recv(fds[i][1], got, sizeof got, 0), over[i] ? 6 : 0);
-        free_owner(all[i]);
-        close(fds[i][1]);
-    }
     CHECK(over[STREAMS - 1] == 0);
-    poller->ops->free(poller);
+    turn(poller, 0);
+    for (int i = 0; i < STREAMS; i++)
+        CHECK_EQ(all[i]->sends_over, over[i]);
+    all_closed(poller);
+}
+
+static void close_all(owner *self, ssize_t n, size_t rest) {
+    (void)n, (void)rest;
+    for (int i = 0; i < STREAMS; i++)
+        self->poller->ops->stream_close(all[i]->stream, 0);
+}
+
+/* Nor twice, where it has left and that was not told yet. */
+static void test_closed_while_others_are_reported(void) {
+    st_poller *poller = answering();
+    for (int i = 0; i < STREAMS; i++) {
+        all[i]->on_sent = close_all;
+        all[i]->stream->sent_awaited = 1; /* else io_uring tells before anything else */
+    }
+    turn(poller, 0);
+    all_closed(poller);
 }
 
 /* Who turns a loop that does not run may not turn it again for long. */
@@ -303,8 +325,10 @@ static void test_closed_in_the_turn_it_was_written_in(void) {
         CHECK(write(fds[i][1], "question", 8) == 8);
     }
     for (int i = 0; i < STREAMS; i++) {
+        char got[13];
         TURN_UNTIL(poller, all[i]->closed);
         CHECK_EQ(all[i]->sends_over, 1);
+        CHECK_EQ(recv(fds[i][1], got, sizeof got, MSG_WAITALL), 12);
         free_owner(all[i]);
         close(fds[i][1]);
     }
@@ -321,6 +345,7 @@ static void test_the_parent_sends(void) {
         poller->ops->after_fork(poller);
         poller->ops->settle(poller);
         poller->ops->turn(poller, 0, 1, 0);
+        poller->ops->stream_close(all[STREAMS - 1]->stream, 0);
         _exit(0);
     }
     int status;
@@ -502,6 +527,7 @@ int main(int argc, char **argv) {
         TEST(more_before_it_leaves),
         TEST(more_while_others_are_reported),
         TEST(closed_before_it_leaves),
+        TEST(closed_while_others_are_reported),
         TEST(closed_in_the_turn_it_was_written_in),
         TEST(sent_at_once_by_a_loop_that_stopped),
         TEST(large_answers_leave_at_once),

@@ -91,7 +91,7 @@ void st_epoll_stream_read_stop(st_stream *);
 ssize_t st_epoll_stream_send(st_stream *, const struct iovec *, int count);
 int st_epoll_stream_send_more(st_stream *, const void *bytes, size_t n);
 void st_epoll_send_on(st_epoll_stream *); /* tries the rest of what is in flight, and tells the owner */
-void st_epoll_send_over(st_epoll_stream *);
+void st_epoll_send_last(st_epoll_stream *); /* the stream is closed: what is held leaves, the rest is dropped */
 /* What was held leaves. Without `tell` the owners hear of it in the next turn. Whether the turn must not sleep: an owner
  * was told what it waits for, or more is held. */
 int st_epoll_send_held(st_epoll *, int tell);

@@ -35,7 +35,7 @@ static ssize_t send_parts(st_epoll_stream *stream, const struct iovec *parts, in
     return n;
 }
 
-void st_epoll_send_over(st_epoll_stream *stream) {
+static void send_over(st_epoll_stream *stream) {
     st_parts_drop(&stream->parts);
     stream->sending = 0;
     stream->sent_unreported = 0;
@@ -58,7 +58,7 @@ static void tell_sent(st_epoll_stream *stream) {
     ssize_t n = stream->send_error ? stream->send_error : (ssize_t)stream->sent_unreported;
     if (!n) return;
     stream->sent_unreported = 0;
-    if (n < 0 || !rest) st_epoll_send_over(stream);
+    if (n < 0 || !rest) send_over(stream);
     stream->entry.poller->callbacks++;
     stream->entry.poller->base.sink.stream_sent(stream->base.owner, n, n < 0 ? 0 : rest);
     /* In a forked child this would end the parent's connection. */
@@ -130,6 +130,11 @@ int st_epoll_send_held(st_epoll *poller, int tell) {
         tell_sent(stream);
     }
     return told || poller->held.count > 0; /* who was told may have sent more */
+}
+
+void st_epoll_send_last(st_epoll_stream *stream) {
+    if (stream->entry.held && stream->sending && !stream->entry.poller->forked) send_rest(stream);
+    send_over(stream);
 }
 
 int st_epoll_stream_shutdown(st_stream *base) {

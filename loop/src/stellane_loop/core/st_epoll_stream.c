@@ -118,6 +118,6 @@ void st_epoll_stream_read_stop(st_stream *base) { st_epoll_stream_of(base)->read
 void st_epoll_stream_close(st_stream *base, int keep_fd) {
     st_epoll_stream *stream = st_epoll_stream_of(base);
     stream->reading = 0;
-    st_epoll_send_over(stream);
+    st_epoll_send_last(stream);
     st_entry_close(&stream->entry, keep_fd);
 }

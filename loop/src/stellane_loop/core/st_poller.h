@@ -107,9 +107,10 @@ typedef struct st_poller_ops {
      * one has to wait for stream_sent. NULL where what is in flight always has begun. */
     int (*stream_send_more)(st_stream *, const void *bytes, size_t n);
     int (*stream_shutdown)(st_stream *); /* SHUT_WR, once what is in flight has left */
-    /* cancel, final completions, close(2), `closed`. What is in flight is dropped. No shutdown(2): it would reach
-     * the copies that other processes hold, and turn an abort by SO_LINGER into an ordinary end. With keep_fd the
-     * descriptor is not closed: it goes on elsewhere. */
+    /* cancel, final completions, close(2), `closed`. A send that only waits for the end of the turn leaves first, as far as
+     * there is room: with fewer events in that turn it would have left long ago. Else what is in flight is dropped. No
+     * shutdown(2): it would reach the copies that other processes hold, and turn an abort by SO_LINGER into an ordinary end.
+     * With keep_fd the descriptor is not closed: it goes on elsewhere. */
     void (*stream_close)(st_stream *, int keep_fd);
 
     st_listener *(*listener_open)(st_poller *, int fd, void *owner, int *error); /* fd stays the caller's */

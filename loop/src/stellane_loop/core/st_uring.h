@@ -223,6 +223,7 @@ void st_uring_watched(st_uring_watch *watch, int direction, int32_t result);
 /* Streams that found no buffer are armed again, as many as there are buffers now. */
 void st_uring_feed_starved(st_uring *poller);
 bool st_uring_send_flush(st_uring_stream *stream);
+void st_uring_send_last(st_uring_stream *stream); /* it is closed: what has not begun to leave does, the rest is dropped */
 
 bool st_uring_quiet_sends_work(st_ring *ring); /* of this kernel; the ring is enabled, and empty */
 #ifdef ST_TESTING

@@ -179,10 +179,20 @@ ssize_t st_uring_stream_send(st_stream *base, const struct iovec *parts, int cou
     return 0;
 }
 
+/* Whether the kernel was told of what is in flight. */
+static bool has_begun(const st_uring_stream *stream) {
+    return stream->send != ST_OP_NONE || stream->blocked || stream->write_poll != ST_OP_NONE;
+}
+
+void st_uring_send_last(st_uring_stream *stream) {
+    if (stream->sending && !has_begun(stream) && !poller_of(stream)->forked)
+        send_now(stream, stream->parts.at + stream->parts.first, stream->parts.count - stream->parts.first);
+    stream->sending = false;
+}
+
 int st_uring_stream_send_more(st_stream *base, const void *bytes, size_t n) {
     st_uring_stream *stream = (st_uring_stream *)base;
-    bool begun = stream->send != ST_OP_NONE || stream->blocked || stream->write_poll != ST_OP_NONE;
-    if (!stream->sending || begun || stream->shutdown_wanted || n == 0 ||
+    if (!stream->sending || has_begun(stream) || stream->shutdown_wanted || n == 0 ||
         stream->parts.rest + n > ST_BATCHED_BYTES_MAX)
         return -EBUSY;
     return st_parts_add(&stream->parts, bytes, n);

@@ -375,7 +375,8 @@ void st_uring_stream_close(st_stream *base, int keep_fd) {
     if (stream->unit.closing)
         return;
     stream->keep_fd = keep_fd != 0;
-    stream->reading = stream->sending = false;
+    stream->reading = false;
+    st_uring_send_last(stream);
     if (stream->starved)
         leave_starved(stream);
     st_unit_close(poller, &stream->unit);
