@@ -111,6 +111,7 @@ def needed(poller: str, uring: str | None) -> None:
         "test_sends",
         "test_urgent",
         "test_quiet",
+        "test_short_sends",
         "test_listeners",
         "test_watches",
         "test_numbers",
