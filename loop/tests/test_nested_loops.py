@@ -191,6 +191,15 @@ def test_a_loop_made_and_closed_in_a_callback_leaves_everything_as_it_was(makers
     outer.close()
 
 
+def test_a_loop_runs_where_asyncios_python_functions_are_in_place(loop, monkeypatch):
+    """As its own tests and debuggers do; what is native of asyncio knows of no running loop then."""
+    for name in ("_set_running_loop", "_get_running_loop"):
+        monkeypatch.setattr(events, name, getattr(events, f"_py_{name}"))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert not loop.is_running()
+
+
 def test_generators_are_ended_by_the_loop_they_began_in(loops):
     outer, inner = loops
     ended = []

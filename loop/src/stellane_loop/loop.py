@@ -1,5 +1,6 @@
 """The loop: the native core first, the standard library's Unix loop for everything that is not hot."""
 
+import contextlib
 import os
 import selectors
 import sys
@@ -97,7 +98,8 @@ class Loop(_native.NativeLoop, SignalHandling):
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         events._set_running_loop(self)
         if _TASK_IS_THE_THREADS:  # no task of ours could run inside it
-            self._task_outside = tasks._swap_current_task(self, None)
+            with contextlib.suppress(RuntimeError):  # who puts asyncio's Python functions in place has no task there
+                self._task_outside = tasks._swap_current_task(self, None)
         # A signal that arrives between the last check and the wait would otherwise lie until something else happens.
         self._hold_wakeup_fd()
 
