@@ -239,6 +239,24 @@ static void test_close_during_send_and_receive(void) {
     poller->ops->free(poller);
 }
 
+/* Nor is anything of a send left when its poller goes first. */
+static void test_freed_during_a_send_of_many_parts(void) {
+    enum { PARTS = 8 };
+    static char data[PARTS][200000];
+    struct iovec parts[PARTS];
+    st_poller *poller = new_poller();
+    int fds[2];
+    unix_pair(fds);
+    owner *self = open_stream(poller, fds[0], ST_SOCKET);
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){data[i], sizeof data[i]};
+    CHECK_EQ(poller->ops->stream_send(self->stream, parts, PARTS), 0);
+    poller->ops->free(poller);
+    CHECK_EQ(self->closed, 1);
+    free_owner(self);
+    close(fds[1]);
+}
+
 static void close_and_keep(owner *self, ssize_t n, size_t rest) {
     CHECK(n > 0);
     if (rest == 0)
@@ -280,6 +298,7 @@ int main(int argc, char **argv) {
         TEST(send_pipe),
         TEST(send_to_nobody),
         TEST(close_during_send_and_receive),
+        TEST(freed_during_a_send_of_many_parts),
         TEST(closed_before_its_shutdown),
         TEST(shutdown_twice),
         TEST(send_2000_small_parts),

@@ -129,6 +129,7 @@ void st_entry_forget(st_entry *entry) {
     slot->generation++;
     slot->next_free = poller->slot_free;
     poller->slot_free = entry->slot;
+    if (entry->release) entry->release(entry);
     free(entry);
 }
 

@@ -22,6 +22,7 @@ typedef struct st_epoll st_epoll;
 typedef struct st_entry {
     void (*event)(struct st_entry *, unsigned events); /* readiness */
     void (*again)(struct st_entry *);                  /* its turn in the again queue */
+    void (*release)(struct st_entry *);                /* of what it has allocated, before its own memory goes; or NULL */
     void *owner;
     st_epoll *poller;
     uint32_t slot;

@@ -75,6 +75,8 @@ static void event(st_entry *entry, unsigned events) {
     if (stream->reading) read_while_readable(stream);
 }
 
+static void release(st_entry *entry) { st_parts_drop(&((st_epoll_stream *)entry)->parts); }
+
 /* A short receive from TCP or a pipe took all there was (epoll(7)). Not so from a terminal, nor from a
  * Unix socket, where a message with descriptors attached ends a receive before the next one. */
 static int short_receive_drains(int fd, int kind) {
@@ -93,6 +95,7 @@ st_stream *st_epoll_stream_open(st_poller *poller, int fd, int kind, void *owner
     }
     stream->entry.event = event;
     stream->entry.again = again;
+    stream->entry.release = release;
     stream->base = (st_stream){.poller = poller, .owner = owner};
     stream->kind = (uint8_t)kind;
     stream->short_is_drained = (uint8_t)short_receive_drains(fd, kind);
