@@ -51,6 +51,18 @@ def process_tree(root: int) -> list[int]:
     return tree
 
 
+def living_in_group(group: int) -> list[int]:
+    """The processes of the process group that have not ended; a zombie has."""
+    members = []
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                state, _, pgrp = _stat_fields(int(entry.name))[:3]
+                if int(pgrp) == group and state not in {"Z", "X"}:
+                    members.append(int(entry.name))
+    return members
+
+
 def read_cpu(root: int, *, reaped: bool = False) -> CpuReading:
     """utime + stime of every process in the tree of `root`; with `reaped`, of children they waited for too."""
     seconds = {}

@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cpu import assert_pinned, kernel_pollers, mapped_files, owns_listener, running_on
+from bench.cpu import assert_pinned, kernel_pollers, living_in_group, mapped_files, owns_listener, running_on
 from bench.load import Request
 from bench.rows import Row
 
 READY_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0
+"""How long a server has to end by SIGTERM."""
+KILL_TIMEOUT_S = 20.0
+"""How long its processes have to be gone after SIGKILL."""
 PORT_FIRST, PORTS_MIN = 10_000, 1_000
 """Where ports are looked for: from there up to those that the kernel gives out, and among so many at least."""
 SETTINGS_OF_SERVERS = ("STELLANE_", "UVICORN_", "GRANIAN_", "WEB_CONCURRENCY", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
@@ -168,9 +171,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """End every process of the server's group: ask, then kill."""
     _signal_group(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(ASK_TIMEOUT_S)
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
+    _wait_gone(process.pid)
+
+
+def _wait_gone(group: int) -> None:
+    """A killed process runs on until it is next scheduled, and would take CPU of whoever is measured next."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while alive := living_in_group(group):
+        if time.monotonic() > deadline:
+            raise ServerError(f"the processes {alive} are alive {KILL_TIMEOUT_S} s after SIGKILL")
+        time.sleep(0.001)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

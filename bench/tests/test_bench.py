@@ -152,16 +152,16 @@ def test_row_is_refused_when_the_server_ends_at_once() -> None:
 
 
 def test_every_process_of_a_server_is_gone_afterwards(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those the server started itself, and those that ignore SIGTERM."""
-    monkeypatch.setattr("bench.servers.STOP_TIMEOUT_S", 0.2)
-    script = 'trap "" TERM; sleep 60 & exec "$0" "$1"'
+    """Also those the server started itself, those that ignore SIGTERM, and those that SIGKILL finds without a CPU."""
+    monkeypatch.setattr("bench.servers.ASK_TIMEOUT_S", 0.2)
+    script = 'trap "" TERM; for n in $(seq 40); do nice -n 19 sh -c "while :; do :; done" & done; exec "$0" "$1"'
 
     def command(port: int, _directory: Path) -> list[str]:
         return ["sh", "-c", script, str(build / "epoll_server"), str(port)]
 
     with serving(bare_row(build, command=command), CPU) as server:
         pids = process_tree(server.pid)
-        assert len(pids) == 2
+        assert len(pids) == 41
     for pid in pids:
         stat = Path(f"/proc/{pid}/stat")
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
