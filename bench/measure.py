@@ -180,10 +180,12 @@ def order_of_round(rows: Sequence[Row], round_number: int) -> list[Row]:
     return [*rows[shift:], *rows[:shift]]
 
 
-def run_rounds(rows: Sequence[Row], settings: Settings, progress: Callable[[Measurement], None]) -> list[Measurement]:
-    """Every row once a round, `settings.rounds` times."""
+def run_rounds(
+    rows: Sequence[Row], settings: Settings, progress: Callable[[Measurement], None], *, first: int = 0
+) -> list[Measurement]:
+    """Every row once a round, `settings.rounds` times; the number of the first round is `first`."""
     measurements = []
-    for round_number in range(settings.rounds):
+    for round_number in range(first, first + settings.rounds):
         for row in order_of_round(rows, round_number):
             measurement = measure(row, settings, round_number)
             progress(measurement)

@@ -37,6 +37,8 @@ from bench.servers import NotRunError, ServerError, check_installed, serving
 SYSTEM_CALLS, IDLE_MEMORY = "system-calls", "idle-memory"
 SYSTEM_CALLS_LOADS = {SYSTEM_CALLS: ECHO.connections, **{f"{SYSTEM_CALLS}-{n}": n for n in (1, 8, 256)}}
 """Connections in a closed loop, by section; the bar is on the first."""
+CLOSE_ROUNDS = 2
+"""A workload with a ratio close to its bar, on either side, is measured for so many times the rounds again."""
 
 console = Console(width=None if sys.stdout.isatty() else 130)
 
@@ -77,8 +79,15 @@ class Run:
         if not runnable:
             return
         measurements = run_rounds(runnable, settings, _show)
+        summaries = summarize(runnable, measurements)
+        close = [o.sentence() for o in check_bars({workload.name: cpu_by_loop(summaries)}) if o.close]
+        if close:
+            _say(f"too close to call, {CLOSE_ROUNDS} x as many rounds more: {'; '.join(close)}")
+            more = replace(settings, rounds=CLOSE_ROUNDS * settings.rounds)
+            measurements += run_rounds(runnable, more, _show, first=settings.rounds)
+            summaries = summarize(runnable, measurements)
         self.measurements += measurements
-        summaries = self.summaries[workload.name] = summarize(runnable, measurements)
+        self.summaries[workload.name] = summaries
         missing = {loop_of(row): self.not_run[row.name] for row in rows if row.name in self.not_run}
         console.print(workload_table(workload, summaries, missing))
 

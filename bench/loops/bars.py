@@ -16,6 +16,9 @@ BARE_C = "bare C"
 SYSTEM_CALLS_MAX = 1 / 8
 """System calls a request under load, on io_uring."""
 
+CLOSE = 0.05
+"""A ratio that is no further than this part of its bar from it is too close to call by a few rounds."""
+
 Cpu = Mapping[str, Mapping[str, float]]
 """Median CPU time an operation, by workload and by loop."""
 
@@ -57,6 +60,10 @@ class Outcome:
     @property
     def held(self) -> bool:
         return self.ratio is not None and self.ratio <= self.limit
+
+    @property
+    def close(self) -> bool:
+        return self.ratio is not None and abs(self.ratio / self.limit - 1) <= CLOSE
 
     def sentence(self) -> str:
         if self.ratio is None:

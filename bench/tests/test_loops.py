@@ -24,7 +24,7 @@ from bench.loops.counting import Witness, count, find_witness, has_open, parse_t
 from bench.loops.loops import LOOPS, MODES
 from bench.loops.modes import SECTIONS, ModeMeasurement, ModeSection, measure_mode, measure_section, summarize_modes
 from bench.loops.workloads import ECHO, WORKLOADS, rows_of
-from bench.measure import Settings
+from bench.measure import Measurement, Settings
 from bench.rows import Row
 from bench.servers import NOT_RUN_STATUS, ServerError, serving
 from click.testing import CliRunner
@@ -391,6 +391,26 @@ def test_bar_that_was_not_run_is_not_held() -> None:
     assert not all_held(check_system_calls({}, "system-calls"))
     assert all_held(check_system_calls({"stellane-io_uring": 0.125}, "system-calls"))
     assert not all_held(check_system_calls({"stellane-io_uring": 0.126}, "system-calls"))
+
+
+@pytest.mark.parametrize(
+    ("epoll", "rounds"), [(0.5, 3), (0.77, 9), (0.83, 9), (1.2, 3)], ids=["held", "just held", "just missed", "missed"]
+)
+def test_a_ratio_close_to_its_bar_takes_more_rounds_of_the_whole_workload(
+    epoll: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = {"timers/uvloop": 1.0, "timers/stellane-epoll": epoll, "timers/stellane-io_uring": 0.5}
+    rows = [row_named(name) for name in cpu]
+
+    def measured(row: Row, _settings: Settings, number: int) -> Measurement:
+        return Measurement(row.name, number, 1, 1.0, 1.0, cpu[row.name], 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, "")
+
+    monkeypatch.setattr("bench.measure.measure", measured)
+    monkeypatch.setattr(Run, "runnable", lambda _self, chosen: list(chosen))
+    run = Run(dataclasses.replace(SETTINGS, rounds=3))
+    run.measure(next(w for w in WORKLOADS if w.name == "timers"), rows)
+    assert sorted((m.row, m.round) for m in run.measurements) == sorted((row, n) for row in cpu for n in range(rounds))
+    assert {summary.rounds for summary in run.summaries["timers"]} == {rounds}
 
 
 def test_command_measures_the_standard_loop(tmp_path: Path) -> None:
