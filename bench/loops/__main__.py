@@ -14,7 +14,7 @@ from rich.markup import escape
 from bench.build import BuildError
 from bench.http import choose_cpus
 from bench.loops import memory
-from bench.loops.bars import Outcome, all_held, check_bars, check_idle, check_system_calls
+from bench.loops.bars import Outcome, all_held, check_bars, check_idle, check_memory, check_system_calls
 from bench.loops.counting import Count, count_all, find_witness
 from bench.loops.memory import IdleMemory
 from bench.loops.modes import SECTIONS, ModeMeasurement, ModeSection, measure_section, summarize_modes
@@ -132,6 +132,8 @@ class Run:
         if SYSTEM_CALLS in asked:
             counted = {loop_of(c.row): c.witnessed for c in self.counts if c.row.name.startswith(f"{SYSTEM_CALLS}/")}
             found += check_system_calls(counted, SYSTEM_CALLS)
+        if IDLE_MEMORY in asked:
+            found += check_memory({loop_of(m.row): m.bytes_per_connection for m in self.memory}, IDLE_MEMORY)
         spinning = SECTIONS[0].name
         if spinning in asked:
             idle: dict[str, float] = {}

@@ -19,6 +19,9 @@ SYSTEM_CALLS_MAX = 1 / 8
 CLOSE = 0.05
 """A ratio that is no further than this part of its bar from it is too close to call by a few rounds."""
 
+MEMORY_MAX = 1.0
+"""Resident memory of an idle connection, to the peer's."""
+
 Cpu = Mapping[str, Mapping[str, float]]
 """Median CPU time an operation, by workload and by loop."""
 
@@ -102,6 +105,15 @@ def check_system_calls(witnessed: Mapping[str, float], workload: str) -> list[Ou
     """The bar on system calls; `witnessed` is calls a request by loop."""
     loop = "stellane-io_uring"
     return [Outcome(workload, loop, "system calls a request", SYSTEM_CALLS_MAX, witnessed.get(loop))]
+
+
+def check_memory(idle_bytes: Mapping[str, float], workload: str) -> list[Outcome]:
+    """The bar on idle connections, for each poller; `idle_bytes` is resident memory a connection by loop."""
+    peer = idle_bytes.get(UVLOOP)
+    return [
+        Outcome(workload, loop, f"x {UVLOOP}", MEMORY_MAX, None if peer is None or own is None else own / peer)
+        for loop, own in ((loop, idle_bytes.get(loop)) for loop in STELLANE)
+    ]
 
 
 def check_idle(idle_cpu: Mapping[str, float], workload: str) -> list[Outcome]:

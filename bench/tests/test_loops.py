@@ -19,7 +19,7 @@ from bench.build import compile_program
 from bench.cpu import owns_listener, read_cpu, read_rss_bytes
 from bench.loops import callbacks, control, memory
 from bench.loops.__main__ import Run, all_rows, main
-from bench.loops.bars import all_held, check_bars, check_idle, check_system_calls
+from bench.loops.bars import all_held, check_bars, check_idle, check_memory, check_system_calls
 from bench.loops.counting import Witness, count, find_witness, has_open, parse_total
 from bench.loops.loops import LOOPS, MODES
 from bench.loops.modes import SECTIONS, ModeMeasurement, ModeSection, measure_mode, measure_section, summarize_modes
@@ -391,6 +391,12 @@ def test_bar_that_was_not_run_is_not_held() -> None:
     assert not all_held(check_system_calls({}, "system-calls"))
     assert all_held(check_system_calls({"stellane-io_uring": 0.125}, "system-calls"))
     assert not all_held(check_system_calls({"stellane-io_uring": 0.126}, "system-calls"))
+
+
+def test_memory_of_idle_connections_has_a_bar_for_each_poller() -> None:
+    found = {"uvloop": 1000.0, "stellane-epoll": 1000.0, "stellane-io_uring": 1001.0, "rloop": 1.0}
+    assert {o.loop: o.held for o in check_memory(found, "m")} == {"stellane-epoll": True, "stellane-io_uring": False}
+    assert [o.ratio for o in check_memory({"stellane-epoll": 1.0}, "m")] == [None, None]
 
 
 @pytest.mark.parametrize(

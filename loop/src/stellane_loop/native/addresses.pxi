@@ -1,5 +1,7 @@
 # Socket addresses as the socket module gives them, without a socket object.
 
+from libc.string cimport memcpy, memset
+
 cdef extern from "<sys/socket.h>":
     ctypedef unsigned int socklen_t
     struct sockaddr:
@@ -20,6 +22,7 @@ cdef extern from "<netinet/in.h>":
         unsigned short sin_port
         in_addr sin_addr
     struct sockaddr_in6:
+        unsigned short sin6_family
         unsigned short sin6_port
         unsigned int sin6_flowinfo
         in6_addr sin6_addr
@@ -32,37 +35,47 @@ cdef extern from "<arpa/inet.h>":
     const char *inet_ntop(int, const void *, char *, socklen_t) nogil
 
 
-cdef object internet_address(sockaddr_storage *storage):
-    """(host, port) or (host, port, flow, scope); None for another family."""
+cdef struct internet_addresses:
+    # What the kernel said of both ends, until somebody asks: as Python's objects they are most of an idle connection.
+    sockaddr_in6 own, peer  # or sockaddr_in; of family 0 where it said nothing
+
+
+cdef object internet_address(sockaddr_in6 *six):
+    """(host, port) or (host, port, flow, scope); None where nothing is known."""
     cdef char text[64]
-    cdef sockaddr_in *four = <sockaddr_in *>storage
-    cdef sockaddr_in6 *six = <sockaddr_in6 *>storage
-    if storage.ss_family == AF_INET:
+    cdef sockaddr_in *four = <sockaddr_in *>six
+    if six.sin6_family == AF_INET:
         inet_ntop(AF_INET, &four.sin_addr, text, 64)
         return (text.decode("ascii"), ntohs(four.sin_port))
-    if storage.ss_family == AF_INET6:
+    if six.sin6_family == AF_INET6:
         inet_ntop(AF_INET6, &six.sin6_addr, text, 64)
         return (text.decode("ascii"), ntohs(six.sin6_port), ntohl(six.sin6_flowinfo), six.sin6_scope_id)
     return None
 
 
-cdef dict addresses_of(int fd):
-    """sockname and peername, asked for while the connection is young: a reset one no longer knows its peer."""
+cdef bint ask_addresses(int fd, internet_addresses *found) noexcept:
+    """Ask while the connection is young: a reset one no longer knows its peer. False: of another family."""
     cdef sockaddr_storage storage
-    cdef socklen_t length
-    cdef dict extra = {}
-    length = sizeof(storage)
+    cdef socklen_t length = sizeof(storage)
+    memset(found, 0, sizeof(found[0]))
     if getsockname(fd, <sockaddr *>&storage, &length) == 0:
-        extra["sockname"] = internet_address(&storage)
-        if extra["sockname"] is None:
-            return other_addresses_of(fd)
-    else:
-        extra["sockname"] = None
+        if storage.ss_family != AF_INET and storage.ss_family != AF_INET6:
+            return False
+        memcpy(&found.own, &storage, sizeof(found.own))
     length = sizeof(storage)
-    extra["peername"] = None
     if getpeername(fd, <sockaddr *>&storage, &length) == 0:
-        extra["peername"] = internet_address(&storage)
-    return extra
+        memcpy(&found.peer, &storage, sizeof(found.peer))
+    return True
+
+
+cdef dict named_addresses(internet_addresses *found):
+    return {"sockname": internet_address(&found.own), "peername": internet_address(&found.peer)}
+
+
+cdef dict addresses_of(int fd):
+    """sockname and peername; each is None where the kernel does not know it."""
+    cdef internet_addresses found
+    return named_addresses(&found) if ask_addresses(fd, &found) else other_addresses_of(fd)
 
 
 cdef dict other_addresses_of(int fd):

@@ -54,6 +54,7 @@ cdef class LoopCore(Scheduling):
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
     cdef char *receive_buffer     # sock_recv's; NULL until the first
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
+    cdef Py_buffer lent_view      # of that buffer
     cdef object slow_report       # called with a SlowCallback, or None
     cdef double slow_s
     cdef bint timed               # callbacks are timed: debug mode, or somebody wants slow ones reported

@@ -94,7 +94,7 @@ cdef class Listener(Owned):
             try:
                 protocol = self.factory()
                 transport = StreamTransport.__new__(StreamTransport)
-                transport.open(self.loop, fd, protocol, self.server, addresses_of(fd))
+                transport.open(self.loop, fd, protocol, self.server, None)
             except BaseException:
                 if transport is None or transport.stream == NULL:
                     os.close(fd)

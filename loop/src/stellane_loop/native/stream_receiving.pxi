@@ -36,10 +36,10 @@ cdef class StreamReceiver(StreamWriter):
                 memory = stl_call_one(self.context, self.protocol.get_buffer, -1)
                 if not len(memory):
                     raise RuntimeError("get_buffer() returned an empty buffer")
-                PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
+                PyObject_GetBuffer(memory, &self.loop.lent_view, PyBUF_WRITABLE)
                 self.lent = True
-                at[0] = <char *>self.view.buf
-                length[0] = <size_t>self.view.len
+                at[0] = <char *>self.loop.lent_view.buf
+                length[0] = <size_t>self.loop.lent_view.len
             else:
                 fresh = PyBytes_FromStringAndSize(NULL, max(<size_t>LEND_BYTES_FIRST, self.lend_bytes))
                 at[0] = PyBytes_AS_STRING(fresh)
@@ -71,7 +71,7 @@ cdef class StreamReceiver(StreamWriter):
         if self.lent:
             self.lent = False
             self.loop.lent_buffer = None
-            PyBuffer_Release(&self.view)
+            PyBuffer_Release(&self.loop.lent_view)
 
     cdef void on_data(self, char *data, ssize_t n) noexcept:
         cdef bint buffered = self.lent

@@ -17,8 +17,9 @@ cdef class StreamWriter(Owned):
     cdef Py_ssize_t reader_bytes_max
     cdef object context
     cdef object server
-    cdef dict extra
-    cdef list queue                # bytes that wait for the send in flight
+    cdef dict extra                # made when asked for, when the connection was accepted
+    cdef internet_addresses addresses
+    cdef list queue                # bytes that wait for the send in flight; made for the first
     cdef size_t queue_bytes
     cdef object in_flight          # bytes, or a list of them, that the poller reads from
     cdef size_t in_flight_bytes
@@ -33,8 +34,7 @@ cdef class StreamWriter(Owned):
     cdef int small_receives
     cdef readonly int _conn_lost
     cdef object _empty_waiter
-    cdef Py_buffer view            # of what the protocol lent
-    cdef bint lent
+    cdef bint lent                 # the protocol's memory: the loop's `lent_view`
     cdef dict __dict__             # as asyncio's: what somebody puts there, a patched `write` say, is what callers find
     cdef object __weakref__
 
@@ -77,8 +77,7 @@ cdef class StreamWriter(Owned):
         cdef ssize_t sent
         if self.in_flight is not None:
             if self.queue_bytes or not self.put_more(data):
-                self.queue.append(data)
-                self.queue_bytes += PyBytes_GET_SIZE(data)
+                self.queue_up(data)
                 self.await_sent()
             return self.pause_protocol()
         part.iov_base = PyBytes_AS_STRING(data)
@@ -91,6 +90,13 @@ cdef class StreamWriter(Owned):
         self.in_flight = data
         self.in_flight_bytes = part.iov_len
         return self.pause_protocol()
+
+    cdef int queue_up(self, bytes data) except -1:
+        if self.queue is None:
+            self.queue = []
+        self.queue.append(data)
+        self.queue_bytes += PyBytes_GET_SIZE(data)
+        return 0
 
     cdef bint put_more(self, bytes data) except -1:
         """Add to what is in flight, while it has not begun to leave."""
@@ -119,8 +125,7 @@ cdef class StreamWriter(Owned):
             return
         for data in pieces:
             if PyBytes_GET_SIZE(data):
-                self.queue.append(data)
-                self.queue_bytes += PyBytes_GET_SIZE(data)
+                self.queue_up(data)
         if self.queue_bytes and self.in_flight is None:
             self.send_queue()
         if self.queue_bytes:
@@ -160,7 +165,7 @@ cdef class StreamWriter(Owned):
         return 0
 
     cdef void drop_queue(self) noexcept:
-        self.queue = []
+        self.queue = None
         self.queue_bytes = 0
 
     cdef int settle_empty_waiter(self, exc) except -1:

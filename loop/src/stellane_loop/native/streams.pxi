@@ -10,7 +10,8 @@ cdef class StreamTransport(StreamReceiver):
         self._sock_fd = fd
         self._high = WRITE_HIGH_BYTES
         self._low = WRITE_HIGH_BYTES // 4
-        self.queue = []
+        if extra is None and not ask_addresses(fd, &self.addresses):
+            extra = other_addresses_of(fd)
         self.extra = extra
         self.context = PyContext_CopyCurrent()
         self.take_protocol(protocol)
@@ -298,19 +299,25 @@ cdef class StreamTransport(StreamReceiver):
             self.sock.setblocking(False)  # the descriptor is; the object has to know it
         return self.sock
 
+    cdef dict known(self):
+        if self.extra is None:
+            self.extra = named_addresses(&self.addresses)
+        return self.extra
+
     @property
     def _extra(self):
-        return self.extra
+        return self.known()
 
     def get_extra_info(self, name, default=None):
         """socket, sockname, peername, or what the transport was made with."""
         if asyncio.BaseTransport.get_extra_info is not ASYNCIO_GET_EXTRA_INFO:
             return patched_get_extra_info(self)(name) if default is None else patched_get_extra_info(self)(name, default)
-        if name in self.extra:
-            return self.extra[name]
+        known = self.known()
+        if name in known:
+            return known[name]
         if self.stream != NULL and name == "socket":
-            self.extra[name] = trsock.TransportSocket(self._sock)
-            return self.extra[name]
+            known[name] = trsock.TransportSocket(self._sock)
+            return known[name]
         return default
 
     @property
