@@ -15,6 +15,7 @@ ROUNDS = 50
 IDLE_S = 0.6
 ENGAGE_S = 1.2
 """Within which looking begins where it pays: CPU time is sampled each half second, and three windows have to agree."""
+SLEEP_S = 0.001
 SILENCE_S = 0.3
 IDLE_CPU_MAX = 0.005
 ALLOWED = os.sched_getaffinity(0)
@@ -116,10 +117,12 @@ def test_waits_and_cpus_are_told_to_the_controller(run):
         first = loop._adaptive_state()
         assert first["wake_ns"] > 0
         assert (first["spare_cpus"], first["caught"], first["missed"]) == (0, 0, 0)
+        # Half a wake-up is taken off a wait that was slept through: where it takes that long, this one may seem short.
+        counts = ("missed",) if first["wake_ns"] < SLEEP_S * 1e9 else ("missed", "caught")
         seen = []
         async with asyncio.timeout(10):
-            while not (seen and seen[-1]["spare_cpus"] > 0 and any(state["missed"] for state in seen)):
-                await asyncio.sleep(0.001)
+            while not (seen and seen[-1]["spare_cpus"] > 0 and any(state[count] for state in seen for count in counts)):
+                await asyncio.sleep(SLEEP_S)
                 seen.append(loop._adaptive_state())
         assert seen[-1]["spare_cpus"] <= len(ALLOWED) * 1.1
 
