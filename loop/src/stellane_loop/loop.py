@@ -9,7 +9,7 @@ import weakref
 from asyncio import base_events, constants, events, sslproto, tasks, unix_events
 from asyncio.log import logger
 
-from stellane_loop import _native, files
+from stellane_loop import _native, datagrams, files
 from stellane_loop.lasting import LastingFuture
 from stellane_loop.signals import SignalHandling
 
@@ -167,8 +167,10 @@ class Loop(_native.NativeLoop, SignalHandling):
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
 
-    def _make_datagram_transport(self, *args, **kwargs):
-        transport = super()._make_datagram_transport(*args, **kwargs)
+    def _make_datagram_transport(self, sock, *args, **kwargs):
+        if datagrams.suits(sock):
+            return datagrams.DatagramTransport(self, sock, *args, **kwargs)
+        transport = super()._make_datagram_transport(sock, *args, **kwargs)
         if transport._extra["peername"] == "":
             transport._extra["peername"] = _Unnamed()
         return transport

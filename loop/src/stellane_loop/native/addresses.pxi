@@ -19,6 +19,7 @@ cdef extern from "<netinet/in.h>":
     struct in6_addr:
         pass
     struct sockaddr_in:
+        unsigned short sin_family
         unsigned short sin_port
         in_addr sin_addr
     struct sockaddr_in6:

@@ -1,6 +1,9 @@
 # The loop itself: what it holds, and the turn.
 
+from libc.stdlib cimport free, malloc
+
 cdef enum:
+    RECEIVE_SHARED_BYTES_MAX = 256 * 1024
     TURNS_WITHOUT_POLL_MAX = 64  # of a loop that has nothing open but its wake-up
 
 cdef size_t ALL = <size_t>-1
@@ -52,7 +55,7 @@ cdef class LoopCore(Scheduling):
     cdef dict sockets             # descriptor -> SocketState
     cdef dict listeners           # socket object -> Listener
     cdef object raised            # SystemExit or KeyboardInterrupt of a callback below the poller
-    cdef char *receive_buffer     # sock_recv's; NULL until the first
+    cdef char *receive_buffer     # see shared_buffer()
     cdef object lent_buffer       # the stream whose protocol lent a buffer that was not used yet
     cdef Py_buffer lent_view      # of that buffer
     cdef object slow_report       # called with a SlowCallback, or None
@@ -360,6 +363,14 @@ cdef class LoopCore(Scheduling):
         cdef size_t place
         pending = [<object>self.timers.slots[place].timer.item for place in range(self.timers.count)]
         return sorted(pending, key=TimerHandle.when)
+
+    cdef char *shared_buffer(self) except NULL:
+        """RECEIVE_SHARED_BYTES_MAX for one receive, whose bytes are copied before anything else is called."""
+        if self.receive_buffer == NULL:
+            self.receive_buffer = <char *>malloc(RECEIVE_SHARED_BYTES_MAX)
+            if self.receive_buffer == NULL:
+                raise MemoryError
+        return self.receive_buffer
 
     cdef int own(self, Owned object_) except -1:
         self.owned.add(object_)

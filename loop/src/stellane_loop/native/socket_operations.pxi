@@ -6,7 +6,6 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockopt(int, int, int, void *, socklen_t *)
     int SOL_SOCKET, SO_ERROR, SO_DOMAIN, SO_TYPE, SOCK_STREAM, MSG_NOSIGNAL, MSG_DONTWAIT
 
-from libc.stdlib cimport free, malloc
 from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
 
 import weakref
@@ -15,9 +14,6 @@ try:
     from ssl import SSLSocket as ssl_socket_type
 except ImportError:  # an interpreter without OpenSSL has none to refuse
     ssl_socket_type = ()
-
-cdef enum:
-    RECEIVE_SHARED_BYTES_MAX = 256 * 1024
 
 cdef enum operation_kind:
     RECEIVE, RECEIVE_INTO, SEND, ACCEPT, CONNECT
@@ -100,18 +96,16 @@ cdef class SocketState(Watcher):
     cdef object receive(self, Py_ssize_t length):
         cdef ssize_t n
         cdef bytes data
+        cdef char *buffer
         if length < 0:
             raise ValueError("negative buffersize in recv")
         if length > RECEIVE_SHARED_BYTES_MAX:
             data = PyBytes_FromStringAndSize(NULL, length)
             n = self.receive_raw(PyBytes_AS_STRING(data), length)
             return TRY_LATER if n < 0 else data[:n]
-        if self.loop.receive_buffer == NULL:
-            self.loop.receive_buffer = <char *>malloc(RECEIVE_SHARED_BYTES_MAX)
-            if self.loop.receive_buffer == NULL:
-                raise MemoryError
-        n = self.receive_raw(self.loop.receive_buffer, length)
-        return TRY_LATER if n < 0 else PyBytes_FromStringAndSize(self.loop.receive_buffer, n)
+        buffer = self.loop.shared_buffer()
+        n = self.receive_raw(buffer, length)
+        return TRY_LATER if n < 0 else PyBytes_FromStringAndSize(buffer, n)
 
     cdef object receive_into(self, char *at, Py_ssize_t length):
         cdef ssize_t n = self.receive_raw(at, length)
