@@ -127,13 +127,14 @@ def assert_pinned(root: int, cpu: int) -> None:
                 )
 
 
-def owns_listener(root: int, port: int) -> bool:
-    """Whether a process of the tree holds a socket that listens on TCP `port` (IPv4, proc_net(5))."""
+def owns_listener(root: int, port: int, *, datagrams: bool = False) -> bool:
+    """Whether a process of the tree has the socket of what comes to TCP or UDP `port` (IPv4, proc_net(5))."""
     listening = set()
-    for line in (PROC / "net" / "tcp").read_text().splitlines()[1:]:
+    table, open_state = ("udp", "07") if datagrams else ("tcp", "0A")
+    for line in (PROC / "net" / table).read_text().splitlines()[1:]:
         fields = line.split()
         local, state, inode = fields[1], fields[3], fields[9]
-        if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+        if state == open_state and int(local.rpartition(":")[2], 16) == port:
             listening.add(f"socket:[{inode}]")
     for pid in process_tree(root):
         for descriptor in (PROC / str(pid) / "fd").iterdir():

@@ -34,7 +34,7 @@ class Row:
     `polls` is the kernel's poller it must hold, "epoll" or "io_uring", and `polls_not` one it must not.
     `ask(port)` gets one answer and checks it, `load(port, connections=, seconds=, cpu=, at_start=,
     at_end=)` measures one window; without them `request` is sent over HTTP. `reaps`: the time of
-    children that the server starts and waits for belongs to it.
+    children that the server starts and waits for belongs to it. `datagrams`: it is asked over UDP.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Row:
     ask: Callable[[int], str] | None = None
     load: Callable[..., LoadResult] | None = None
     reaps: bool = False
+    datagrams: bool = False
 
 
 def _program(name: str) -> str:

@@ -64,12 +64,13 @@ def check_installed(row: Row) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free, and that the kernel gives to nobody who does not ask for it by number."""
+    """A port of 127.0.0.1 that is free, of TCP and UDP, which the kernel gives only to who asks for it by number."""
     ephemeral_first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(min(PORT_FIRST, ephemeral_first - PORTS_MIN), ephemeral_first)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
             return port
 
 
@@ -94,7 +95,7 @@ def serving(row: Row, cpu: int | None) -> Iterator[RunningServer]:
             )
         try:
             head = _wait_ready(process, port, row)
-            if not owns_listener(process.pid, port):
+            if not owns_listener(process.pid, port, datagrams=row.datagrams):
                 raise ServerError(f"port {port} was answered by another program")
             if cpu is not None:
                 assert_pinned(process.pid, cpu)

@@ -4,9 +4,9 @@
  *
  * Every byte is checked, as soon as it arrives. Neighbouring messages and neighbouring connections
  * have different bytes, so an old message, another connection's, or one put together wrongly
- * is found.
+ * is found. With datagrams a message is one, and so is its echo.
  *
- * usage: echo_load PORT CONNECTIONS WARMUP_MS RUN_MS MESSAGE_BYTES
+ * usage: echo_load PORT CONNECTIONS WARMUP_MS RUN_MS MESSAGE_BYTES [datagrams]
  */
 #define _GNU_SOURCE
 #include "generator.h"
@@ -14,6 +14,7 @@
 enum {
     CONNECTIONS_MAX = 16384,
     MESSAGE_BYTES_MAX = 1048576,
+    DATAGRAM_BYTES_MAX = 65507,
     SPREAD = 4093, /* messages begin at this many places of the pattern; a prime, so that steps do not repeat early */
 };
 
@@ -86,16 +87,18 @@ static void on_event(struct connection *c, uint32_t events, bool send_next) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: echo_load PORT CONNECTIONS WARMUP_MS RUN_MS MESSAGE_BYTES\n");
+    bool datagrams = argc == 7 && strcmp(argv[6], "datagrams") == 0;
+    if (argc != 6 && !datagrams) {
+        fprintf(stderr, "usage: echo_load PORT CONNECTIONS WARMUP_MS RUN_MS MESSAGE_BYTES [datagrams]\n");
         return 2;
     }
     long port = number(argv[1], 1, 65535, "PORT");
     size_t count = (size_t)number(argv[2], 1, CONNECTIONS_MAX, "CONNECTIONS");
     long warmup_ms = number(argv[3], 0, 3600000, "WARMUP_MS"), run_ms = number(argv[4], 1, 3600000, "RUN_MS");
-    message_bytes = (size_t)number(argv[5], 1, MESSAGE_BYTES_MAX, "MESSAGE_BYTES");
+    message_bytes = (size_t)number(argv[5], 1, datagrams ? DATAGRAM_BYTES_MAX : MESSAGE_BYTES_MAX, "MESSAGE_BYTES");
     fill_pattern();
-    connect_all((unsigned short)port, count, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, sizeof(struct message));
+    connect_all((unsigned short)port, count, datagrams ? SOCK_DGRAM : SOCK_STREAM,
+                EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, sizeof(struct message));
     for (size_t i = 0; i < count; i++) ((struct message *)connections[i].own)->at = i * 131 % SPREAD;
     return converse(warmup_ms, run_ms);
 }

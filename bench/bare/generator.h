@@ -178,8 +178,8 @@ static double run(long ms) {
     return (double)(last_done_ns - start) / 1e9;
 }
 
-/* Open `count` connections, watched for `events`, each with `own_bytes` of the generator's own memory. */
-static void connect_all(unsigned short port, size_t count, uint32_t events, size_t own_bytes) {
+/* Open `count` connections of a type of socket(2), watched for `events`, each with `own_bytes` of the generator's own memory. */
+static void connect_all(unsigned short port, size_t count, int type, uint32_t events, size_t own_bytes) {
     struct sockaddr_in address = {
         .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     connection_count = count;
@@ -189,10 +189,10 @@ static void connect_all(unsigned short port, size_t count, uint32_t events, size
     for (size_t i = 0; i < count; i++) {
         struct connection *c = &connections[i];
         c->own = calloc(1, own_bytes);
-        c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        c->fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
         if (c->own == NULL || c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0)
             die("load: connect");
-        int one = 1;
+        int one = 1; /* to a datagram socket it means nothing, and is refused */
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         fcntl(c->fd, F_SETFL, O_NONBLOCK);
         struct epoll_event event = {.events = events, .data.ptr = c};

@@ -129,6 +129,6 @@ int main(int argc, char **argv) {
     build_request(argv[1], argv[5], argv[6], (size_t)number(argv[7], 0, 1048576, "REQUEST_BODY_BYTES"));
     expected = argv[8];
     expected_len = strlen(expected);
-    connect_all((unsigned short)port, count, EPOLLIN, ANSWER_BYTES_MAX + 1);
+    connect_all((unsigned short)port, count, SOCK_STREAM, EPOLLIN, ANSWER_BYTES_MAX + 1);
     return converse(warmup_ms, run_ms);
 }

@@ -51,6 +51,21 @@ async def serve_buffered(port: int, _directory: Path) -> None:
     await asyncio.get_running_loop().create_server(BufferedEchoProtocol, HOST, port, backlog=BACKLOG)
 
 
+class DatagramEchoProtocol(asyncio.DatagramProtocol):
+    """A datagram is sent back to whom it came from."""
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self.sendto = transport.sendto
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:  # type: ignore[override]
+        self.sendto(data, addr)
+
+
+async def serve_datagrams(port: int, _directory: Path) -> None:
+    """Echo by `asyncio.DatagramProtocol`."""
+    await asyncio.get_running_loop().create_datagram_endpoint(DatagramEchoProtocol, (HOST, port))
+
+
 async def _echo_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(READ_BYTES):
         writer.write(data)

@@ -28,6 +28,7 @@ SERVERS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "buffered": echo.serve_buffered,
     "streams": echo.serve_streams,
     "sock": echo.serve_sock,
+    "datagrams": echo.serve_datagrams,
     "tls": echo.serve_tls,
     "http": web.serve_http,
 }

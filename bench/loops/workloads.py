@@ -21,6 +21,7 @@ SERVER = Path(__file__).resolve().parent / "server.py"
 TLS_LOAD = Path(__file__).resolve().parent / "tls_load.py"
 SMALL_BYTES, LARGE_BYTES = 1024, 102_400
 URING_BUFFER_BYTES = {SMALL_BYTES: 4096, LARGE_BYTES: 65536}
+DATAGRAMS = "datagrams"
 BARE = ("bare-epoll", "bare-io_uring")
 
 
@@ -55,6 +56,7 @@ WORKLOADS = (
     *_echoes("buffered", "BufferedProtocol"),
     *_echoes("streams", "streams"),
     *_echoes("sock", "sock_*"),
+    Workload("echo-datagrams-1k", "echo by DatagramProtocol, 1 KiB", DATAGRAMS, SMALL_BYTES),
     Workload("tls-1k", "TLS echo by Protocol, 1 KiB", "tls", SMALL_BYTES, 16),
     Workload("http", "HTTP plaintext by protocol-http", "http"),
     Workload("call-soon-chain", "call_soon, one after the other", "call-soon-chain"),
@@ -96,6 +98,19 @@ def ask_echo(port: int, message_bytes: int) -> str:
     return ""
 
 
+def ask_datagram_echo(port: int, message_bytes: int) -> str:
+    """The same by one datagram. ConnectionRefusedError while nobody is there."""
+    message = bytes(i * 7 % 251 for i in range(message_bytes))
+    with socket.socket(type=socket.SOCK_DGRAM) as asking:
+        asking.settimeout(READY_TIMEOUT_S)
+        asking.connect(("127.0.0.1", port))
+        asking.send(message)
+        echo = asking.recv(len(message) + 1)
+    if echo != message:
+        raise ServerError(f"a datagram of {len(message)} bytes was answered with {len(echo)} bytes that are not it")
+    return ""
+
+
 def ask_tls_echo(port: int, message_bytes: int) -> str:
     """The same over TLS, with the certificate checked."""
     message = bytes(i * 7 % 251 for i in range(message_bytes))
@@ -114,7 +129,7 @@ def echo_command(port: int, connections: int, seconds: float, message_bytes: int
     return [str(BUILD / "echo_load"), str(port), str(connections), *times, str(message_bytes)]
 
 
-def _load_echo(message_bytes: int, *, tls: bool) -> Callable[..., LoadResult]:
+def _load_echo(message_bytes: int, server: str) -> Callable[..., LoadResult]:
     def load(
         port: int,
         *,
@@ -125,7 +140,9 @@ def _load_echo(message_bytes: int, *, tls: bool) -> Callable[..., LoadResult]:
         at_end: Callable[[], None],
     ) -> LoadResult:
         command = echo_command(port, connections, seconds, message_bytes)
-        if tls:
+        if server == DATAGRAMS:
+            command.append(DATAGRAMS)
+        if server == "tls":
             command = [sys.executable, str(TLS_LOAD), *command[1:]]
         return run_generator(command, cpu=cpu, at_start=at_start, at_end=at_end)
 
@@ -136,9 +153,11 @@ def _asking(workload: Workload) -> tuple[Callable[[int], str] | None, Callable[.
     """How a workload is asked once and how it is loaded; None: over HTTP."""
     size = workload.message_bytes
     if workload.server == "tls":
-        return lambda port: ask_tls_echo(port, size), _load_echo(size, tls=True)
+        return lambda port: ask_tls_echo(port, size), _load_echo(size, workload.server)
+    if workload.server == DATAGRAMS:
+        return lambda port: ask_datagram_echo(port, size), _load_echo(size, workload.server)
     if workload.is_echo:
-        return lambda port: ask_echo(port, size), _load_echo(size, tls=False)
+        return lambda port: ask_echo(port, size), _load_echo(size, workload.server)
     if workload.server == "http":
         return None, None
     return ask_work, load_work
@@ -173,6 +192,7 @@ def loop_row(workload: Workload, loop: Loop) -> Row:
         ask=ask,
         load=load,
         reaps=workload.server == "spawn",
+        datagrams=workload.server == DATAGRAMS,
     )
 
 
@@ -184,7 +204,7 @@ def _bare_rows(workload: Workload) -> list[Row]:
     elif workload.server == "protocol":
         buffer_bytes = str(URING_BUFFER_BYTES[workload.message_bytes])
         servers = {"epoll": ("epoll_echo", []), "io_uring": ("uring_echo", [buffer_bytes])}
-    elif workload.is_echo and workload.server != "tls":
+    elif workload.is_echo and workload.server not in {"tls", DATAGRAMS}:
         servers = {"epoll": ("epoll_echo", [])}
     else:
         return []

@@ -54,7 +54,9 @@ def test_row_of_the_standard_loop_starts_and_is_what_it_says(build: Path, worklo
     """The server process of every workload answers rightly and shows its loop, its file and its poller."""
     del build
     with serving(row_named(f"{workload}/asyncio"), CPU) as server:
-        assert owns_listener(server.pid, server.port)
+        datagrams = "datagrams" in workload
+        assert owns_listener(server.pid, server.port, datagrams=datagrams)
+        assert not owns_listener(server.pid, server.port, datagrams=not datagrams)
 
 
 @pytest.mark.parametrize(

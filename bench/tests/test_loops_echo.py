@@ -19,7 +19,7 @@ import pytest
 from bench.cpu import read_cpu
 from bench.load import LoadError, LoadResult, run_generator
 from bench.loops import tls
-from bench.loops.workloads import TLS_LOAD, ask_echo
+from bench.loops.workloads import TLS_LOAD, ask_datagram_echo, ask_echo
 from bench.servers import ServerError
 
 CPU = min(os.sched_getaffinity(0))
@@ -145,6 +145,46 @@ def test_wrong_echo_is_found(build: Path, kind: str) -> None:
     answer, complaint = WRONG[kind]
     with answering(answer()) as port, pytest.raises(LoadError, match=complaint):
         run_echo([str(build / "echo_load")], port)
+
+
+@contextlib.contextmanager
+def answering_datagrams(answer: Answer) -> Iterator[int]:
+    """An echo server of datagrams."""
+
+    def serve() -> None:
+        numbers: dict[object, int] = {}
+        with contextlib.suppress(OSError):
+            while (datagram := server.recvfrom(MESSAGE_BYTES + 1))[0]:  # nothing: it was shut down
+                message, name = datagram
+                numbers[name] = number = numbers.get(name, -1) + 1
+                server.sendto(answer(number, message), name)
+
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        with contextlib.suppress(OSError):  # ends its receive, though it is not connected
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def run_datagrams(build: Path, port: int) -> LoadResult:
+    command = [str(build / "echo_load"), str(port), "4", "50", "150", str(MESSAGE_BYTES), "datagrams"]
+    return run_generator(command, cpu=CPU, at_start=lambda: None, at_end=lambda: None)
+
+
+def test_datagrams_are_counted_and_wrong_ones_are_found(build: Path) -> None:
+    with answering_datagrams(lambda _number, message: message) as port:
+        assert ask_datagram_echo(port, MESSAGE_BYTES) == ""
+        assert run_datagrams(build, port).requests > 0
+    for kind in ("last byte", "byte lost", "more"):
+        answer, complaint = WRONG[kind]
+        with answering_datagrams(answer()) as port, pytest.raises(LoadError, match=complaint):
+            run_datagrams(build, port)
+    short = answering_datagrams(lambda _number, message: message[:-1])
+    with short as port, pytest.raises(ServerError, match=r"1000 bytes was answered with 999 bytes"):
+        ask_datagram_echo(port, MESSAGE_BYTES)
 
 
 def test_single_checked_echo_finds_a_wrong_one() -> None:
