@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import socket
 import time
 import weakref
@@ -68,6 +69,22 @@ def test_a_get_extra_info_that_is_patched_for_all_transports_is_used(run):
             with mock.patch("asyncio.BaseTransport.get_extra_info", lambda *arguments: arguments):
                 assert transport.get_extra_info("sockname") == (transport, "sockname")
             assert transport.get_extra_info("no such thing", 1) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["sock_recv", "sock_recv_into", "sock_sendall", "sock_accept", "sock_connect"])
+def test_a_socket_operation_is_told_to_be_a_coroutine_function(run, name):
+    """Else mock puts something in its place that can not be awaited, and wrappers take it for a plain function."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        operation, model = getattr(loop, name), getattr(asyncio.SelectorEventLoop, name)
+        assert inspect.iscoroutinefunction(operation)
+        assert list(inspect.signature(operation).parameters) == list(inspect.signature(model).parameters)[1:]
+        with mock.patch.object(loop, name, return_value="patched") as patched:
+            assert await getattr(loop, name)(1, 2) == "patched"
+            patched.assert_awaited_once_with(1, 2)
 
     run(main())
 

@@ -247,6 +247,9 @@ cdef int check_socket(LoopCore loop, sock) except -1:
 cdef class SocketOperations(LoopCore):
     """The sock_* half of the core."""
 
+    # binding: a plain built-in method is no coroutine function to inspect, asyncio and mock, and has no signature.
+
+    @cython.binding(True)
     async def sock_recv(self, sock, n):
         """At most n bytes, as soon as there are any; b"" at the end of file."""
         cdef SocketState state
@@ -268,6 +271,7 @@ cdef class SocketOperations(LoopCore):
             if operation.future.cancelled():
                 state.forget(operation, False)
 
+    @cython.binding(True)
     async def sock_recv_into(self, sock, buf):
         """Receive into buf; the number of bytes, 0 at the end of file."""
         cdef SocketState state
@@ -290,6 +294,7 @@ cdef class SocketOperations(LoopCore):
             if operation.future.cancelled():
                 state.forget(operation, False)
 
+    @cython.binding(True)
     async def sock_sendall(self, sock, data):
         """Send all of data."""
         cdef SocketState state
@@ -310,6 +315,7 @@ cdef class SocketOperations(LoopCore):
             if operation.future.cancelled():
                 state.forget(operation, True)
 
+    @cython.binding(True)
     async def sock_accept(self, sock):
         """(conn, address) of the next connection; conn is non-blocking."""
         cdef SocketState state
@@ -330,6 +336,7 @@ cdef class SocketOperations(LoopCore):
             if operation.future.cancelled():
                 state.forget(operation, False)
 
+    @cython.binding(True)
     async def sock_connect(self, sock, address):
         """Connect; a host name is looked up first."""
         cdef SocketState state
