@@ -58,6 +58,26 @@ def test_what_is_put_on_a_transport_does_not_keep_it(run):
     run(main())
 
 
+def test_a_connection_is_made_while_a_function_stands_for_the_socket_class(run):
+    plain = socket.socket
+
+    def make_socket(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            with mock.patch("socket.socket", make_socket):
+                transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            transport.write(b"sent")
+            transport.close()
+            assert await loop.run_in_executor(None, theirs.recv, 100) == b"sent"
+
+    run(main())
+
+
 def test_a_get_extra_info_that_is_patched_for_all_transports_is_used(run):
     async def main():
         async with connection() as (transport, _, _):

@@ -182,6 +182,26 @@ def test_no_call_from_another_thread_is_lost_and_each_thread_keeps_its_order(run
     run(main())
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_another_thread_has_scheduled_runs_before_what_is_scheduled_after_it(loop, ordered):
+    """Who has joined a thread, and then waits for a turn of the loop, finds that its calls have run."""
+    seen = []
+
+    def schedule():
+        for number in range(5):
+            loop.call_soon(seen.append, ("here", number))
+            thread = threading.Thread(target=loop.call_soon_threadsafe, args=(seen.append, ("there", number)))
+            thread.start()
+            thread.join()
+        loop.call_soon(loop.stop)
+
+    if ordered:
+        loop.set_ready_order(stellane_loop.PriorityOrder())
+    loop.call_soon(schedule)
+    loop.run_forever()
+    assert seen == [(where, number) for number in range(5) for where in ("here", "there")]
+
+
 def test_a_waiting_loop_is_woken_by_another_thread_every_time(loop):
     rounds, woken = 300, threading.Event()
 

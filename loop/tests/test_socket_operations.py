@@ -217,6 +217,22 @@ def test_errors_are_those_of_the_socket_module(run):
     run(main())
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_receiving_nothing_waits_for_nothing_and_takes_nothing(run, kind):
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        with ours, theirs:
+            ours.setblocking(False)
+            for _ in range(2):
+                assert await asyncio.wait_for(loop.sock_recv(ours, 0), 5) == b""
+                assert await asyncio.wait_for(loop.sock_recv_into(ours, bytearray()), 5) == 0
+                theirs.send(b"next")
+            assert await asyncio.wait_for(loop.sock_recv(ours, 4), 5) == b"next"
+
+    run(main())
+
+
 def test_a_cancelled_accept_does_not_keep_its_socket_open(run):
     async def main():
         loop = asyncio.get_running_loop()

@@ -290,20 +290,6 @@ cdef class LoopCore(Scheduling):
             raise OSError(-outcome, f"waiting for events failed: {os.strerror(-outcome)}")
         return 0
 
-    cdef int take_inbox(self) except -1:
-        cdef Handle handle
-        cdef int error
-        stl_lock(&self.lock)
-        error = st_queue_move(&self.inbox, &self.ready)
-        stl_unlock(&self.lock)
-        if error:
-            raise MemoryError
-        while self.order is not None and self.ready.count:
-            handle = <Handle>st_queue_pop(&self.ready)
-            Py_DECREF(handle)  # the queue's reference
-            self.push_ordered(handle)
-        return 0
-
     cdef int take_due_timers(self) except -1:
         cdef double end_s = self.now_s() + CLOCK_RESOLUTION_S
         cdef TimerHandle handle

@@ -44,6 +44,9 @@ cdef class Scheduling(Clock):
     cdef inline int push(self, Handle handle) except -1:
         if stl_free_threaded and self.running_in == 0:
             return self.push_shared(handle, False)
+        if self.inbox.count:
+            # Whoever knows that another thread has scheduled something relies on its being run first.
+            self.take_inbox()
         if self.order is not None:
             return self.push_ordered(handle)
         if st_queue_push(&self.ready, <void *>handle):
@@ -67,6 +70,20 @@ cdef class Scheduling(Clock):
         if error:
             self.check_open()
             raise MemoryError
+        return 0
+
+    cdef int take_inbox(self) except -1:
+        cdef Handle handle
+        cdef int error
+        stl_lock(&self.lock)
+        error = st_queue_move(&self.inbox, &self.ready)
+        stl_unlock(&self.lock)
+        if error:
+            raise MemoryError
+        while self.order is not None and self.ready.count:
+            handle = <Handle>st_queue_pop(&self.ready)
+            Py_DECREF(handle)  # the queue's reference
+            self.push_ordered(handle)
         return 0
 
     cdef int push_ordered(self, Handle handle) except -1:

@@ -256,6 +256,8 @@ cdef class SocketOperations(LoopCore):
         cdef SocketOperation operation
         check_socket(self, sock)
         state = socket_state(self, sock)
+        if n == 0:
+            return b""  # as socket.recv: the kernel would wait for bytes that nobody takes
         if not state.drained and not state.reading:
             data = state.receive(n)
             if data is not TRY_LATER:
@@ -282,6 +284,8 @@ cdef class SocketOperations(LoopCore):
         operation.kind = RECEIVE_INTO
         PyObject_GetBuffer(buf, &operation.view, PyBUF_WRITABLE)
         operation.has_view = True
+        if operation.view.len == 0:
+            return 0
         if not state.drained and not state.reading:
             n = operation.attempt(state)
             if n is not TRY_LATER:
