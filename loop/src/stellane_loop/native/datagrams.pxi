@@ -33,7 +33,7 @@ cdef class DatagramSocket:
         self.fd = fd
         self.family = family
 
-    def receive(self, LoopCore loop, transport):
+    def receive(self, LoopCore loop not None, transport):
         """Give the protocol what has come: at most 32 datagrams, or an error. What is left the poller finds again.
 
         What the protocol raises is passed on, and what came behind that is left as well.
@@ -58,7 +58,7 @@ cdef class DatagramSocket:
             if transport._closing:
                 return
 
-    def send(self, bytes data, address):
+    def send(self, bytes data not None, address):
         """1: it left, to `address` or, if that is None, to where the socket is connected. Below 0: -errno.
 
         0 where it can not be sent now, or the address is not one in numbers: asyncio knows what to do.
