@@ -6,10 +6,10 @@ import selectors
 import sys
 import threading
 import weakref
-from asyncio import base_events, constants, events, sslproto, tasks, unix_events
+from asyncio import base_events, constants, events, tasks, unix_events
 from asyncio.log import logger
 
-from stellane_loop import _native, datagrams, files
+from stellane_loop import _native, datagrams, files, tls
 from stellane_loop.lasting import LastingFuture
 from stellane_loop.signals import SignalHandling
 
@@ -154,7 +154,7 @@ class Loop(_native.NativeLoop, SignalHandling):
         ssl_shutdown_timeout=constants.SSL_SHUTDOWN_TIMEOUT,
     ):
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = sslproto.SSLProtocol(
+        ssl_protocol = tls.TLSProtocol(
             self,
             protocol,
             sslcontext,
