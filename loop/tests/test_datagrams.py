@@ -382,6 +382,20 @@ def test_a_pair_of_datagram_sockets_can_be_written_to_though_the_peer_has_no_nam
     run(main())
 
 
+def test_an_endpoint_is_made_where_a_test_has_put_a_function_in_the_place_of_socket_socket(run, monkeypatch):
+    async def main():
+        with peer() as ours, peer() as other:
+            ours.setblocking(False)
+            kept = ours.dup()
+            monkeypatch.setattr(socket, "socket", lambda *_: None)
+            protocol = await endpoint(sock=kept)
+            protocol.transport.sendto(b"asked", other.getsockname())
+            assert other.recv(100) == b"asked"
+            await protocol.ends()
+
+    run(main())
+
+
 def test_a_datagram_socket_that_is_not_connected_needs_an_address(run):
     async def main():
         loop = asyncio.get_running_loop()
