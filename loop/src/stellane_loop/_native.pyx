@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import threading
-from asyncio import base_events, constants, events, format_helpers, selector_events, transports, trsock
+from asyncio import base_events, constants, events, format_helpers, selector_events, sslproto, transports, trsock
 from asyncio.base_events import _format_handle
 from asyncio.log import logger
 
@@ -25,6 +25,7 @@ include "native/core.pxi"
 include "native/sink.pxi"
 include "native/watches.pxi"
 include "native/addresses.pxi"
+include "native/tls.pxi"
 include "native/stream_writing.pxi"
 include "native/stream_reader.pxi"
 include "native/stream_receiving.pxi"

@@ -154,7 +154,7 @@ class Loop(_native.NativeLoop, SignalHandling):
         ssl_shutdown_timeout=constants.SSL_SHUTDOWN_TIMEOUT,
     ):
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = tls.TLSProtocol(
+        ssl_protocol = tls.SSLProtocol(
             self,
             protocol,
             sslcontext,
@@ -166,6 +166,27 @@ class Loop(_native.NativeLoop, SignalHandling):
         )
         self._make_socket_transport(rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
+
+    async def start_tls(
+        self,
+        transport,
+        protocol,
+        sslcontext,
+        *,
+        server_side=False,
+        server_hostname=None,
+        ssl_handshake_timeout=None,
+        ssl_shutdown_timeout=None,
+    ):
+        options = {
+            "server_side": server_side,
+            "server_hostname": server_hostname,
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
+        if tls.suits(transport, sslcontext):
+            return await tls.start_tls(self, transport, protocol, sslcontext, **options)
+        return await super().start_tls(transport, protocol, sslcontext, **options)
 
     def _make_datagram_transport(self, sock, *args, **kwargs):
         if datagrams.suits(sock):

@@ -1,93 +1,65 @@
-"""TLS of connections: asyncio's protocol, with the usual way of a record cut short.
+"""TLS of connections: asyncio's protocol and transport, with the usual way of a record cut short.
 
-The usual way: the handshake is over, the application reads bytes and nothing is paused. asyncio's code then asks
-OpenSSL for 256 KiB, and once more to be told by an exception that there is nothing left, and looks at every limit again
-after each step.
+asyncio's code asks OpenSSL for 256 KiB of each record, and once more to be told by an exception that there is nothing
+left, and looks at every limit again after each step. What the native bases define comes before it: `native/tls.pxi`.
 """
 
-from asyncio import sslproto
+from asyncio import sslproto, streams
 
-_AGAIN = getattr(sslproto, "SSLAgainErrors", ())  # an interpreter without OpenSSL has none
-_WRAPPED = sslproto.SSLProtocolState.WRAPPED
-_FATAL = "Fatal error on SSL protocol"
+from stellane_loop import _native
+
+_CONTEXTS = (sslproto.ssl.SSLContext,) if sslproto.ssl else ()
 
 
-class TLSProtocol(sslproto.SSLProtocol):
-    """asyncio's, for which every other case is left to it."""
+class SSLTransport(_native.SSLTransportBase, sslproto._SSLProtocolTransport):
+    """What the application writes to."""
+
+
+class SSLProtocol(_native.SSLProtocolBase, sslproto.SSLProtocol):
+    """What the socket's transport talks to."""
 
     def __init__(self, *args, **kwargs):
+        self.max_size = 0  # asyncio's buffer of 256 KiB a connection is made if ever its transport asks for it
         super().__init__(*args, **kwargs)
+        del self.max_size
         plain = type(self._sslobj) is sslproto.ssl.SSLObject  # whose methods only pass on what they are given
-        self._tls = self._sslobj._sslobj if plain else self._sslobj
+        self._know(self._sslobj._sslobj if plain else self._sslobj, self._incoming, self._outgoing)
 
-    def get_buffer(self, _sizehint):
-        """Room for what is received: as much as asyncio ever asks for."""
-        return self._ssl_buffer_view
+    def _get_app_transport(self):
+        if not self._app_transport_created:
+            self._app_transport = SSLTransport(self._loop, self)
+            self._app_transport_created = True
+        return super()._get_app_transport()
 
-    def buffer_updated(self, nbytes):
-        """So much was received into the buffer."""
-        if self._state is not _WRAPPED or self._app_reading_paused or self._app_protocol_is_buffer:
-            super().buffer_updated(nbytes)
-            return
-        self._incoming.write(self._ssl_buffer_view[:nbytes])
-        try:
-            self._do_read__copied()
-            if self._write_backlog:
-                self._do_write()
-            elif self._outgoing.pending or self._app_writing_paused or not self._outgoing_high_water:
-                self._process_outgoing()
-            if self._ssl_reading_paused or self._incoming.pending >= self._incoming_high_water:
-                self._control_ssl_reading()
-        except Exception as exc:
-            self._fatal_error(exc, _FATAL)
 
-    def _do_read__copied(self):
-        incoming, tls = self._incoming, self._tls
-        waiting = incoming.pending
-        if not waiting:
-            super()._do_read__copied()
-            return
-        # What a record holds is shorter than the record. More may be in the part of it that OpenSSL has already read.
-        try:
-            data = tls.read(waiting)
-        except _AGAIN:
-            return
-        ended = not data
-        if not ended and (incoming.pending or tls.pending()):
-            data, ended = self._read_rest(data)
-        if data:
-            self._app_protocol.data_received(data)
-        if ended:
-            self._call_eof_received()
-            self._start_shutdown()
+def suits(transport, sslcontext):
+    """Whether start_tls below is for them; what it is not for, asyncio's refuses or serves."""
+    return isinstance(transport, _native.StreamTransport) and isinstance(sslcontext, _CONTEXTS)
 
-    def _read_rest(self, first):
-        """(all bytes from the first on, whether the peer has ended)."""
-        chunks = [first]
-        try:
-            while chunk := self._tls.read(self.max_size):
-                chunks.append(chunk)
-        except _AGAIN:
-            return b"".join(chunks), False
-        return b"".join(chunks), True
 
-    def _write_appdata(self, list_of_data):
-        if self._state is not _WRAPPED or self._write_backlog or len(list_of_data) != 1:
-            super()._write_appdata(list_of_data)
-            return
-        data = list_of_data[0]
-        try:
-            try:
-                count = self._tls.write(data)
-            except _AGAIN:
-                count = 0
-            if count < len(data):
-                self._write_backlog.append(data[count:])
-                self._write_buffer_size += len(data) - count
-                self._do_write()
-            elif self._ssl_writing_paused or self._app_writing_paused or not self._outgoing_high_water:
-                self._process_outgoing()
-            else:
-                self._transport.write(self._outgoing.read())
-        except Exception as exc:
-            self._fatal_error(exc, _FATAL)
+async def start_tls(loop, transport, protocol, sslcontext, *, server_side, **options):
+    """From now on `protocol` speaks TLS over the socket's transport. As asyncio's, with what gh-142352 added to it."""
+    waiter = loop.create_future()
+    ssl_protocol = SSLProtocol(
+        loop, protocol, sslcontext, waiter, server_side=server_side, call_connection_made=False, **options
+    )
+    transport.pause_reading()  # what came before connection_made was called would find no handshake to belong to
+    transport.set_protocol(ssl_protocol)
+    if server_side and isinstance(protocol, streams.StreamReaderProtocol):
+        _take_what_was_read_ahead(ssl_protocol, protocol._stream_reader)
+    steps = [loop.call_soon(ssl_protocol.connection_made, transport), loop.call_soon(transport.resume_reading)]
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        for step in steps:
+            step.cancel()
+        raise
+    return ssl_protocol._app_transport
+
+
+def _take_what_was_read_ahead(ssl_protocol, reader):
+    # A client may send its first message with, or right behind, the last of the plain text.
+    if reader is not None and reader._buffer:
+        ssl_protocol._incoming.write(reader._buffer)
+        reader._buffer.clear()

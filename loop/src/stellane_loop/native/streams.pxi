@@ -27,8 +27,8 @@ cdef class StreamTransport(StreamReceiver):
     cdef take_protocol(self, protocol):
         cdef object on_bytes = getattr(protocol, "data_received", None)
         self.protocol = protocol
-        self.buffered = isinstance(protocol, asyncio.BufferedProtocol) or (
-            on_bytes is None and hasattr(protocol, "get_buffer")
+        self.buffered = not isinstance(protocol, SSLProtocolBase) and (
+            isinstance(protocol, asyncio.BufferedProtocol) or (on_bytes is None and hasattr(protocol, "get_buffer"))
         )
         self.on_bytes = None if self.buffered else on_bytes
         self.reader = reader_of(protocol, &self.reader_bytes_max)
