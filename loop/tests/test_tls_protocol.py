@@ -322,6 +322,38 @@ def test_what_openssl_does_not_take_at_once_follows_in_order(run, tls, taken):
     run(main())
 
 
+def test_what_waits_for_the_peer_follows_what_the_peer_sends(run, tls):
+    async def main() -> None:
+        ours, theirs, server = await pair(tls)
+        protocol = ours.transport._ssl_protocol
+        reluctant = Reluctant(protocol._sslobj, [None, None])  # asyncio's way tries once more at once
+        protocol._know(reluctant, protocol._incoming, protocol._outgoing)
+        protocol._sslobj = reluctant
+        ours.transport.write(b"abc")
+        assert ours.transport.get_write_buffer_size() == 3
+        theirs.transport.write(b"go on")
+        await theirs.hears(3)
+        assert theirs.heard == b"abc"
+        assert ours.transport.get_write_buffer_size() == 0
+        await end(server, ours, theirs)
+
+    run(main())
+
+
+def test_what_openssl_has_to_say_while_it_reads_is_sent(run, tls):
+    """As the answer to a change of keys, which Python can not ask a peer for: a record stands in the way of one."""
+
+    async def main() -> None:
+        ours, theirs, server = await pair(tls)
+        ours.transport._ssl_protocol._sslobj.write(b"abc")
+        theirs.transport.write(b"change")
+        await theirs.hears(3)
+        assert theirs.heard == b"abc"
+        await end(server, ours, theirs)
+
+    run(main())
+
+
 def test_a_write_to_who_is_gone_is_dropped(seen, tls):
     async def scenario() -> Told:
         ours, theirs, server = await pair(tls)

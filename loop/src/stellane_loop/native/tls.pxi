@@ -19,8 +19,8 @@ cdef class SSLProtocolBase:
     cdef public object _app_protocol
     cdef public object _write_backlog
     cdef public bint _app_protocol_is_buffer
-    cdef public bint _app_reading_paused, _app_writing_paused, _ssl_reading_paused, _ssl_writing_paused
-    cdef public Py_ssize_t _incoming_high_water, _outgoing_high_water
+    cdef public bint _app_reading_paused, _ssl_writing_paused
+    cdef public Py_ssize_t _outgoing_high_water
     cdef object put_incoming, take_outgoing  # methods of the memory that OpenSSL reads from and writes to
     cdef object incoming, outgoing
     cdef object read, write, pending         # methods of the connection as OpenSSL knows it
@@ -45,14 +45,13 @@ cdef class SSLProtocolBase:
             self.read_records()
             if self._write_backlog:
                 (<object>self)._do_write()
-            elif self.outgoing.pending or self._app_writing_paused or not self._outgoing_high_water:
+            elif self.outgoing.pending or not self._outgoing_high_water:
                 (<object>self)._process_outgoing()
-            if self._ssl_reading_paused or self.incoming.pending >= self._incoming_high_water:
-                (<object>self)._control_ssl_reading()
         except Exception as exc:
             (<object>self)._fatal_error(exc, "Fatal error on SSL protocol")
 
     cdef int read_records(self) except -1:
+        # All of them: what stays below is less than a record, so asyncio's limit of it is not looked at.
         cdef Py_ssize_t waiting = self.incoming.pending
         cdef bint ended
         # What a record carries is shorter than the record.
@@ -90,7 +89,6 @@ cdef class SSLProtocolBase:
             self._state is not TLS_WRAPPED
             or self._write_backlog
             or self._ssl_writing_paused
-            or self._app_writing_paused
             or not self._outgoing_high_water
             or not all_bytes(parts)
         ):
