@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loop.tests.leaks import contexts
 
 import stellane_loop
 
@@ -18,6 +20,8 @@ TEST_TIMEOUT_S = 30.0
 
 LoopFactory = Callable[[], stellane_loop.Loop]
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
+Transcript = list[Any]
+Seen = Callable[[Callable[[], Coroutine[Any, Any, Transcript]]], Transcript]
 
 
 @pytest.fixture(params=POLLERS)
@@ -63,6 +67,27 @@ def run(poller: str) -> Run:
             return runner.run(limited())
 
     return run_one
+
+
+@pytest.fixture
+def seen(run: Run) -> Seen:
+    """Runs a scenario on the poller and on asyncio's own loop; it has to say the same of both."""
+
+    def both(scenario: Callable[[], Coroutine[Any, Any, Transcript]]) -> Transcript:
+        on_asyncio = asyncio.run(scenario())
+        assert run(scenario()) == on_asyncio
+        return on_asyncio
+
+    return both
+
+
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of the server and of the client."""
+    server, client = contexts()
+    if server is None or client is None:
+        pytest.skip("not run: trustme is not installed")
+    return server, client
 
 
 def open_descriptors() -> set[str]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
-
-Transcript = list[Any]
-Seen = Callable[[Callable[[], Coroutine[Any, Any, Transcript]]], Transcript]
+from loop.tests.conftest import Transcript
 
 
 class Recorder(asyncio.DatagramProtocol):
@@ -61,18 +57,6 @@ def peer(host: str = "127.0.0.1") -> socket.socket:
         pytest.skip(f"not run: {host} is no address of this machine: {error}")
     found.settimeout(10)
     return found
-
-
-@pytest.fixture
-def seen(run) -> Seen:
-    """Runs a scenario on the poller and on asyncio's own loop; it has to say the same of both."""
-
-    def both(scenario):
-        on_asyncio = asyncio.run(scenario())
-        assert run(scenario()) == on_asyncio
-        return on_asyncio
-
-    return both
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

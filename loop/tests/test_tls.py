@@ -6,19 +6,9 @@ import asyncio
 import contextlib
 import random
 import socket
-import ssl
 
 import pytest
-from loop.tests.leaks import contexts, settled
-
-
-@pytest.fixture(scope="module")
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of the server and of the client."""
-    server, client = contexts()
-    if server is None or client is None:
-        pytest.skip("not run: trustme is not installed")
-    return server, client
+from loop.tests.leaks import settled
 
 
 async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,42 +6,18 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loop.tests.leaks import contexts
-
-Told = list[Any]
-Seen = Callable[[Callable[[], Coroutine[Any, Any, Told]]], Told]
-
-
-@pytest.fixture(scope="module")
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of the server and of the client."""
-    server, client = contexts()
-    if server is None or client is None:
-        pytest.skip("not run: trustme is not installed")
-    return server, client
-
-
-@pytest.fixture
-def seen(run) -> Seen:
-    """Runs a scenario on the poller and on asyncio's own loop; it has to say the same of both."""
-
-    def both(scenario):
-        on_asyncio = asyncio.run(scenario())
-        assert run(scenario()) == on_asyncio
-        return on_asyncio
-
-    return both
+from loop.tests.conftest import Transcript
 
 
 class Recorder(asyncio.Protocol):
     """Writes down what it is told, with what is received as one piece."""
 
     def __init__(self) -> None:
-        self.told: Told = []
+        self.told: Transcript = []
         self.heard = b""
         self.ended = asyncio.get_running_loop().create_future()
 
@@ -131,7 +107,7 @@ class Echo(Recorder):
 
 @pytest.mark.parametrize("kind", WRITES)
 def test_what_is_written_arrives_or_is_refused_as_asyncio_does(seen, tls, kind):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         failed = failures()
         ours, theirs, server = await pair(tls)
         raised = None
@@ -152,7 +128,7 @@ def test_what_is_written_arrives_or_is_refused_as_asyncio_does(seen, tls, kind):
 
 
 def test_many_messages_answered_one_by_one_are_the_messages(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls, Echo)
         for number in range(300):
             message = bytes([number % 251]) * (number * 7 + 1)
@@ -167,7 +143,7 @@ def test_many_messages_answered_one_by_one_are_the_messages(seen, tls):
 
 
 def test_data_and_the_end_in_one_segment_are_told_in_their_order(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls)
         theirs.transport.write(b"a" * 40_000)
         theirs.transport.write(b"b")
@@ -187,7 +163,7 @@ def test_a_writer_is_paused_and_resumed_and_nothing_is_lost(seen, tls):
             super().connection_made(transport)
             transport.pause_reading()
 
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls, Slow)
         message = bytes(range(256)) * 4096
         for _ in range(8):
@@ -213,7 +189,7 @@ def test_a_writer_is_paused_and_resumed_and_nothing_is_lost(seen, tls):
 def test_low_limits_of_writing_are_kept(seen, tls, high):
     """At 0 a writer is paused whenever something waits, which is at once over again."""
 
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls)
         theirs.transport.set_write_buffer_limits(high=high)
         for _ in range(3):
@@ -229,7 +205,7 @@ def test_low_limits_of_writing_are_kept(seen, tls, high):
 
 
 def test_what_is_no_record_ends_the_connection_as_on_asyncio(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         failed = failures()
         ours, theirs, server = await pair(tls)
         theirs.transport._ssl_protocol._transport.write(b"this is no record at all")
@@ -247,7 +223,7 @@ def test_a_protocol_that_raises_ends_its_connection(seen, tls):
         def data_received(self, data):
             raise ZeroDivisionError
 
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         failed = failures()
         ours, theirs, server = await pair(tls, Broken)
         theirs.transport.write(b"abc")
@@ -271,7 +247,7 @@ def test_another_protocol_may_take_over_and_lend_its_memory(seen, tls):
         def buffer_updated(self, nbytes):
             self.heard += self.memory[:nbytes]
 
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls)
         lending = Lending()
         theirs.transport.write(b"first")
@@ -355,7 +331,7 @@ def test_what_openssl_has_to_say_while_it_reads_is_sent(run, tls):
 
 
 def test_a_write_to_who_is_gone_is_dropped(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await pair(tls)
         transport = ours.transport
         await end(server, ours, theirs)
@@ -428,7 +404,7 @@ async def upgraded(tls, plain: bytes, make=Recorder) -> tuple[Any, Any, asyncio.
 
 
 def test_a_plain_connection_becomes_one_of_tls(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         ours, theirs, server = await upgraded(tls, b"STARTTLS")
         theirs.transport.write(b"q" * 20_000)
         await ours.hears(20_008)
@@ -456,7 +432,7 @@ def test_a_connection_upgraded_takes_the_short_way(run, tls):
 
 @pytest.mark.parametrize("context", [None, "no context", True])
 def test_start_tls_refuses_what_is_no_context(seen, context):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Recorder, "127.0.0.1", 0)
         transport, client = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
@@ -469,7 +445,7 @@ def test_start_tls_refuses_what_is_no_context(seen, context):
 
 
 def test_a_handshake_that_fails_closes_what_was_plain(seen, tls):
-    async def scenario() -> Told:
+    async def scenario() -> Transcript:
         failures()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Recorder, "127.0.0.1", 0)
