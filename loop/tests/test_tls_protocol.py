@@ -187,21 +187,70 @@ def test_a_writer_is_paused_and_resumed_and_nothing_is_lost(seen, tls):
 
 @pytest.mark.parametrize("high", [0, 10])
 def test_low_limits_of_writing_are_kept(seen, tls, high):
-    """At 0 a writer is paused whenever something waits, which is at once over again."""
+    """At 0 a writer is paused by each write, and resumed by what comes next."""
 
     async def scenario() -> Transcript:
-        ours, theirs, server = await pair(tls)
+        ours, theirs, server = await pair(tls, Echo)
+        theirs.transport.write(b"abc")
+        await theirs.hears(3)  # and the server's tickets for other sessions, which would resume it
         theirs.transport.set_write_buffer_limits(high=high)
-        for _ in range(3):
+        for number in range(2, 5):
             theirs.transport.write(b"abc")
-            await asyncio.sleep(0.01)
-        await ours.hears(9)
-        assert ours.heard == b"abc" * 3
+            await theirs.hears(3 * number)
+        assert theirs.heard == b"abc" * 4
         told = list(theirs.told)
         await end(server, ours, theirs)
         return told
 
     seen(scenario)
+
+
+def test_who_is_told_of_the_end_may_still_answer(seen, tls):
+    class Polite(Echo):
+        def eof_received(self):
+            self.transport.write(b"bye")
+
+    async def scenario() -> Transcript:
+        server = await asyncio.get_running_loop().create_server(Polite, "127.0.0.1", 0, ssl=tls[0])
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        client = Manual(tls[1], reader, writer)
+        await client.until(client.tls.do_handshake)
+        client.tls.write(b"hello")
+        assert await client.until(client.tls.read) == b"hello"
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        heard = await client.until(client.tls.read)
+        writer.close()
+        server.close()
+        return [heard]
+
+    assert seen(scenario) == [b"bye"]
+
+
+class Manual:
+    """A client of TLS whose steps are ours."""
+
+    def __init__(self, context: ssl.SSLContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
+        self.reader, self.writer = reader, writer
+
+    def send(self) -> None:
+        self.writer.write(self.outgoing.read())
+
+    async def until(self, step: Callable[[], Any]) -> Any:
+        """What the step returns, once OpenSSL has read enough for it."""
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                self.send()
+                received = await self.reader.read(1 << 16)
+                assert received, "the server has closed the connection"
+                self.incoming.write(received)
+            else:
+                self.send()
+                return result
 
 
 def test_what_is_no_record_ends_the_connection_as_on_asyncio(seen, tls):
@@ -459,6 +508,20 @@ def test_a_handshake_that_fails_closes_what_was_plain(seen, tls):
     seen(scenario)
 
 
+def test_who_stops_waiting_for_the_handshake_closes_the_connection(seen, tls):
+    async def scenario() -> Transcript:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Recorder, "127.0.0.1", 0)
+        transport, client = await loop.create_connection(Recorder, *server.sockets[0].getsockname())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(loop.start_tls(transport, client, tls[1], server_hostname="127.0.0.1"), 0.05)
+        assert transport.is_closing()
+        server.close()
+        return [client.told]
+
+    seen(scenario)
+
+
 def test_a_handshake_sent_with_the_last_of_the_plain_text_is_not_lost(run, tls):
     """The client does not wait for an answer to STARTTLS: its first message is read with it."""
 
@@ -473,22 +536,15 @@ def test_a_handshake_sent_with_the_last_of_the_plain_text_is_not_lost(run, tls):
             heard.set_result(await reader.readline())
             writer.close()
 
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = tls[1].wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-        with pytest.raises(ssl.SSLWantReadError):
-            client.do_handshake()
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"STARTTLS\n" + outgoing.read())
-        done = False
-        while not done:
-            incoming.write(await reader.read(1 << 16))
-            with contextlib.suppress(ssl.SSLWantReadError):
-                client.do_handshake()
-                done = True
-            writer.write(outgoing.read())
-        client.write(b"hello\n")
-        writer.write(outgoing.read())
+        client = Manual(tls[1], reader, writer)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        writer.write(b"STARTTLS\n" + client.outgoing.read())
+        await client.until(client.tls.do_handshake)
+        client.tls.write(b"hello\n")
+        client.send()
         assert await heard == b"hello\n"
         writer.close()
         server.close()
