@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from loop.tests.conftest import Transcript
+from loop.tests.leaks import contexts
 
 
 class Recorder(asyncio.Protocol):
@@ -377,6 +378,47 @@ def test_what_openssl_has_to_say_while_it_reads_is_sent(run, tls):
         await end(server, ours, theirs)
 
     run(main())
+
+
+class Narrow:
+    """In the place of an SSLObject, with what asyncio asks of one and no more."""
+
+    def __init__(self, tls: ssl.SSLObject) -> None:
+        for name in ("do_handshake", "read", "write", "unwrap", "getpeercert", "cipher", "compression"):
+            setattr(self, name, getattr(tls, name))
+
+
+class Wide(ssl.SSLObject):
+    """An SSLObject whose methods are somebody's."""
+
+    writes = 0
+
+    def write(self, data) -> int:
+        Wide.writes += 1
+        return super().write(data)
+
+
+@pytest.mark.parametrize("kind", ["narrow", "wide"])
+def test_a_context_may_make_objects_of_its_own(seen, tls, kind):
+    def narrow(wrap):
+        return lambda *arguments, **options: Narrow(wrap(*arguments, **options))
+
+    async def scenario() -> Transcript:
+        contexts_made = contexts()
+        for context in contexts_made:
+            if kind == "narrow":
+                context.wrap_bio = narrow(context.wrap_bio)
+            else:
+                context.sslobject_class = Wide
+        Wide.writes = 0
+        ours, theirs, server = await pair(contexts_made, Echo)
+        for number in range(1, 4):
+            theirs.transport.write(b"a" * 20_000)
+            await theirs.hears(number * 20_000)
+        await end(server, ours, theirs)
+        return [theirs.heard, Wide.writes]
+
+    assert (seen(scenario)[1] > 0) == (kind == "wide")
 
 
 def test_a_write_to_who_is_gone_is_dropped(seen, tls):

@@ -22,14 +22,20 @@ class SSLProtocol(_native.SSLProtocolBase, sslproto.SSLProtocol):
         self.max_size = 0  # asyncio's buffer of 256 KiB a connection is made if ever its transport asks for it
         super().__init__(*args, **kwargs)
         del self.max_size
-        plain = type(self._sslobj) is sslproto.ssl.SSLObject  # whose methods only pass on what they are given
-        self._know(self._sslobj._sslobj if plain else self._sslobj, self._incoming, self._outgoing)
+        self._know(_connection_of(self._sslobj), self._incoming, self._outgoing)
 
     def _get_app_transport(self):
         if not self._app_transport_created:
             self._app_transport = SSLTransport(self._loop, self)
             self._app_transport_created = True
         return super()._get_app_transport()
+
+
+def _connection_of(sslobj):
+    """What reads and writes records; None for what somebody's context made in the place of an SSLObject."""
+    if type(sslobj) is sslproto.ssl.SSLObject:
+        return sslobj._sslobj  # to which the methods of the other only pass on what they are given
+    return sslobj if isinstance(sslobj, sslproto.ssl.SSLObject) else None
 
 
 def suits(transport, sslcontext):

@@ -26,19 +26,28 @@ cdef class SSLProtocolBase:
     cdef object read, write, pending         # methods of the connection as OpenSSL knows it
 
     def _know(self, tls, incoming, outgoing):
-        """Once, when asyncio's part is made: the connection, which has read, write and pending, and its two BIOs."""
+        """Once, when asyncio's part is made: the connection and its two BIOs.
+
+        None for a connection that has not read, write and pending as OpenSSL has them; nothing is usual then.
+        """
         self.incoming = incoming
         self.outgoing = outgoing
         self.put_incoming = incoming.write
         self.take_outgoing = outgoing.read
-        self.read = tls.read
-        self.write = tls.write
-        self.pending = tls.pending
+        if tls is not None:
+            self.read = tls.read
+            self.write = tls.write
+            self.pending = tls.pending
 
     def data_received(self, data):
         """So much came from the socket."""
         self.put_incoming(data)
-        if self._state is not TLS_WRAPPED or self._app_reading_paused or self._app_protocol_is_buffer:
+        if (
+            self._state is not TLS_WRAPPED
+            or self.read is None
+            or self._app_reading_paused
+            or self._app_protocol_is_buffer
+        ):
             AsyncioSSL.buffer_updated(self, 0)
             return
         try:
@@ -87,6 +96,7 @@ cdef class SSLProtocolBase:
     cdef int put_all(self, parts) except -1:
         if (
             self._state is not TLS_WRAPPED
+            or self.write is None
             or self._write_backlog
             or self._ssl_writing_paused
             or not self._outgoing_high_water
